@@ -1,0 +1,249 @@
+"""Run folders as records: every line is checked before a number of it is shown."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from acefast.errors import InputError
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+NAMES = ("dataset", "backbone", "method", "preset", "axes")
+COUNTS = ("edges_kept", "edges_total", "weights_kept", "weights_total")
+# Settings that do not make another experiment of a run: its repetition, its place and the machine.
+NOT_GROUPED = {"seed", "data_root", "threads", "device", "hash"}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One round of a run: its counts, its accuracies (fractions), what it exchanged and how long it took."""
+
+    round: int
+    edges_kept: int
+    edges_total: int
+    weights_kept: int
+    weights_total: int
+    val: float
+    test: float
+    exchanged: int | None
+    seconds: float | None
+
+    @property
+    def edge_sparsity(self) -> float:
+        """Removed / total edges, a fraction."""
+        return 1 - self.edges_kept / self.edges_total if self.edges_total else 0.0
+
+    @property
+    def weight_sparsity(self) -> float:
+        """Removed / total weights, a fraction."""
+        return 1 - self.weights_kept / self.weights_total if self.weights_total else 0.0
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder holds: its settings and its finished rounds, 0 (dense) first."""
+
+    path: Path
+    config: dict
+    rungs: tuple[Rung, ...]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(dataset, backbone, method, preset, axes)."""
+        return tuple(self.config[name] for name in NAMES)
+
+    @property
+    def group_key(self) -> str:
+        """Equal for runs that differ by seed alone."""
+        return json.dumps({k: v for k, v in self.config.items() if k not in NOT_GROUPED}, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by seed alone, in the order of their seeds."""
+
+    runs: tuple[RunRecord, ...]
+    label: str
+
+    @property
+    def config(self) -> dict:
+        return self.runs[0].config
+
+    @property
+    def common(self) -> int:
+        """The number of rounds, dense included, that every run has."""
+        return min(len(run.rungs) for run in self.runs)
+
+    def at(self, k: int) -> list[Rung]:
+        """Round k of the runs that have it."""
+        return [run.rungs[k] for run in self.runs if k < len(run.rungs)]
+
+    @property
+    def exchanged(self) -> int | None:
+        """Elements exchanged in all runs and rounds; None where the method exchanges nothing by design."""
+        counts = [rung.exchanged for run in self.runs for rung in run.rungs if rung.exchanged is not None]
+        return sum(counts) if counts else None
+
+
+def find_runs(folders) -> list[Path]:
+    """The run folders among `folders` and, for a folder that is none itself, below it, in order and once each.
+
+    Raises InputError for a folder that is missing or has no run.
+    """
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"there is no run folder {folder}; name the --out folder of a search")
+        inside = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("config.toml") if is_run(path.parent))
+        if not inside:
+            raise InputError(f"{folder} holds no run (no config.toml with history.jsonl); name the --out folder of a search")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.toml").is_file() and (folder / "history.jsonl").is_file()
+
+
+def read_run(folder) -> RunRecord:
+    """Read and check config.toml, history.jsonl and timings.jsonl of one run.
+
+    Raises InputError, which names the file and the line, for what is missing, cut short, malformed or contradictory.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / "config.toml")
+    seconds = _read_seconds(folder / "timings.jsonl")
+    rungs: list[Rung] = []
+    for place, event in _lines(folder / "history.jsonl"):
+        if not isinstance(event.get("event"), str):
+            raise InputError(f"{place} has no text 'event'; the file was changed, so run the search again in a new folder")
+        if event["event"] == "round":
+            rungs.append(_rung(place, event, rungs, seconds))
+    if not rungs:
+        raise InputError(f"{folder} has no finished round yet; let its search finish at least the dense baseline")
+    return RunRecord(folder, config, tuple(rungs))
+
+
+def group_runs(runs) -> list[Group]:
+    """Group runs that differ by seed alone, in the order given; labels tell the groups apart.
+
+    Raises InputError where two runs of a group have the same seed.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(run.group_key, []).append(run)
+    for members in groups.values():
+        members.sort(key=lambda run: run.seed)
+        for one, two in zip(members, members[1:]):
+            if one.seed == two.seed:
+                raise InputError(
+                    f"{one.path} and {two.path} are the same search with seed {one.seed}; name one of them, as a run "
+                    f"counted twice would feign agreement"
+                )
+    return [Group(tuple(members), label) for members, label in zip(groups.values(), _labels(list(groups.values())))]
+
+
+def _labels(groups) -> list[str]:
+    """The method, with whatever else sets groups of one dataset, backbone and axes apart."""
+    labels = []
+    for members in groups:
+        config = members[0].config
+        rivals = [other[0].config for other in groups if other is not members]
+        rivals = [other for other in rivals if all(other[n] == config[n] for n in ("dataset", "backbone", "axes"))]
+        label = config["method"]
+        if any(other["method"] == label and other["preset"] != config["preset"] for other in rivals):
+            label += f" {config['preset']}"
+        twins = [other for other in rivals if all(other[name] == config[name] for name in NAMES)]
+        differing = sorted(
+            key for key in config if key not in NOT_GROUPED and any(other.get(key) != config[key] for other in twins)
+        )
+        labels.append(" ".join([label, *(f"{key}={config[key]}" for key in differing)]))
+    return labels
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path} cannot be read as TOML: {reason}; name the --out folder of a search") from None
+    for name, kind in [*((name, str) for name in NAMES), ("seed", int)]:
+        if type(config.get(name)) is not kind:
+            raise InputError(f"{path} must have {name} as {kind.__name__}, got {config.get(name)!r}; it is no search's")
+    return config
+
+
+def _read_seconds(path: Path) -> dict[int, float]:
+    """{round: seconds}, empty where nothing was timed."""
+    total: dict[int, float] = {}
+    for place, line in _lines(path) if path.exists() else ():
+        k, seconds = line.get("round"), line.get("seconds")
+        if type(k) is not int or k < 0 or not _is_number(seconds) or seconds < 0:
+            raise InputError(f"{place} must have a round and its seconds, got {k!r} and {seconds!r}; remove {path}")
+        total[k] = total.get(k, 0.0) + seconds
+    return total
+
+
+def _lines(path: Path):
+    """(place, object) of each line of a file of JSON objects."""
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; name the --out folder of a search") from None
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
+        place = f"{path} line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(f"{place} is no JSON object (cut short or changed?); run the search's command again to mend it")
+        yield place, value
+    if text and not text.endswith("\n"):
+        raise InputError(f"{path} is cut short: its last line has no end; run the search's command again to mend it")
+
+
+def _rung(place: str, event: dict, before: list[Rung], seconds: dict[int, float]) -> Rung:
+    def refuse(what):
+        raise InputError(f"{place}: {what}; the file was changed, so run the search again in a new folder")
+
+    if type(event.get("round")) is not int or event["round"] != len(before):
+        refuse(f"round must be {len(before)}, the next one, got {event.get('round')!r}")
+    for name in COUNTS:
+        if type(event.get(name)) is not int or event[name] < 0:
+            refuse(f"{name} must be a whole number, got {event.get(name)!r}")
+    for axis in ("edges", "weights"):
+        kept, total = event[f"{axis}_kept"], event[f"{axis}_total"]
+        if kept > total:
+            refuse(f"{kept} {axis} cannot be kept of {total}")
+        if before and total != getattr(before[0], f"{axis}_total"):
+            refuse(f"{axis}_total must be {getattr(before[0], f'{axis}_total')} as in round 0, got {total}")
+    for name in ("val", "test"):
+        if not _is_number(event.get(name)) or not 0 <= event[name] <= 1:
+            refuse(f"{name} must be a fraction in [0, 1], got {event.get(name)!r}")
+    exchanged = event.get("exchanged")
+    if isinstance(exchanged, dict):
+        exchanged = sum(exchanged.values()) if all(type(n) is int for n in exchanged.values()) else exchanged
+    if exchanged is not None and (type(exchanged) is not int or exchanged < 0):
+        refuse(f"exchanged must be a whole number, got {event['exchanged']!r}")
+    counts = {name: event[name] for name in ("round", *COUNTS)}
+    took = seconds.get(event["round"])
+    return Rung(**counts, val=float(event["val"]), test=float(event["test"]), exchanged=exchanged, seconds=took)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def common_folder(paths) -> Path:
+    """Where a report on several runs goes by default: the folder they lie in, or the current one if they share none."""
+    return paths[0].parent if len({path.resolve().parent for path in paths}) == 1 else Path()
