@@ -1,0 +1,236 @@
+"""Graph: an immutable edge set in CSR by destination and CSC by source, with conversions from and to its neighbours."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from acefast.errors import InputError
+
+_INT32_MAX = 2**31 - 1
+
+
+def _compress(index: Tensor, size: int) -> tuple[Tensor, Tensor | None]:
+    """Offsets int64 [size+1] of each value of `index` [E], and the stable order that sorts it (None if it is sorted)."""
+    offsets = torch.zeros(size + 1, dtype=torch.int64, device=index.device)
+    torch.cumsum(torch.bincount(index, minlength=size), 0, out=offsets[1:])
+    if index.numel() < 2 or bool((index[1:] >= index[:-1]).all()):
+        return offsets, None
+    return offsets, torch.sort(index, stable=True).indices
+
+
+class Graph:
+    """Directed edges e from src(e) in [0, N_src) to dst(e) in [0, N_dst), in the caller's order.
+
+    Square and bipartite graphs, isolated nodes, self-loops, multi-edges and an empty edge set are all valid. Every
+    per-edge tensor that crosses the API is indexed by the caller's edge number; the graph keeps the permutations.
+
+    Attributes (treat as read-only):
+        rowptr  int64 [N_dst+1]  slots of the edges into each destination (CSR)
+        col     [E]              source of each CSR slot
+        eid     [E] or None      caller's edge number of each CSR slot; None where it is the slot itself
+        colptr  int64 [N_src+1]  slots of the edges out of each source (CSC)
+        row     [E]              destination of each CSC slot
+        ceid    [E] or None      caller's edge number of each CSC slot; None where it is the slot itself
+        edge_ids [E] or None     after `compact`: the edge number in the graph it was made from
+
+    col, row, eid and ceid are int32 where every node and edge number fits, int64 otherwise. Within a row and within a
+    column slots follow the caller's order.
+    """
+
+    def __init__(self, rowptr, col, eid, colptr, row, ceid, edge_ids=None):
+        self.rowptr, self.col, self.eid = rowptr, col, eid
+        self.colptr, self.row, self.ceid = colptr, row, ceid
+        self.edge_ids = edge_ids
+        self._edge_index: Tensor | None = None
+        self._fingerprint: str | None = None
+
+    @staticmethod
+    def from_edge_index(edge_index: Tensor, num_nodes: int | tuple[int, int] | None = None) -> "Graph":
+        """Graph of `edge_index` [2, E] (int32 or int64; row 0 source, row 1 destination, as in PyG).
+
+        `num_nodes` is N, or (N_src, N_dst) for a bipartite graph; without it, the largest index + 1. All checks that
+        cost O(E) are made here, once. Raises InputError for a wrong shape or dtype and for an index out of range.
+        """
+        if not isinstance(edge_index, Tensor) or edge_index.dtype not in (torch.int32, torch.int64):
+            got = edge_index.dtype if isinstance(edge_index, Tensor) else type(edge_index).__name__
+            raise InputError(f"edge_index must be an int32 or int64 tensor [2, E], got {got}")
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise InputError(f"edge_index must have shape [2, E], got {list(edge_index.shape)}")
+        src, dst = edge_index[0].long(), edge_index[1].long()
+        num_edges = src.numel()
+        high = [int(index.max()) if num_edges else -1 for index in (src, dst)]
+        if num_nodes is None:
+            num_nodes = max(high) + 1
+        num_src, num_dst = num_nodes if isinstance(num_nodes, tuple | list) else (num_nodes, num_nodes)
+        for what, index, top, count in (("source", src, high[0], num_src), ("destination", dst, high[1], num_dst)):
+            if count < 0:
+                raise InputError(f"num_nodes must not be negative, got {count}")
+            low = int(index.min()) if num_edges else 0
+            if low < 0 or top >= count:
+                bad = low if low < 0 else top
+                raise InputError(f"edge_index: {what} index {bad} is out of range for {count} {what} nodes")
+        narrow = max(num_src, num_dst, num_edges) <= _INT32_MAX
+        dtype = torch.int32 if narrow else torch.int64
+        rowptr, order = _compress(dst, num_dst)
+        colptr, corder = _compress(src, num_src)
+        return Graph(
+            rowptr,
+            (src if order is None else src[order]).to(dtype),
+            None if order is None else order.to(dtype),
+            colptr,
+            (dst if corder is None else dst[corder]).to(dtype),
+            None if corder is None else corder.to(dtype),
+        )
+
+    def __repr__(self):
+        return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, device={self.device})"
+
+    @property
+    def arrays(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+        """(rowptr, col, eid, colptr, row, ceid): the graph as the ops take it."""
+        return self.rowptr, self.col, self.eid, self.colptr, self.row, self.ceid
+
+    @property
+    def num_edges(self) -> int:
+        return self.col.numel()
+
+    @property
+    def num_src(self) -> int:
+        return self.colptr.numel() - 1
+
+    @property
+    def num_dst(self) -> int:
+        return self.rowptr.numel() - 1
+
+    @property
+    def num_nodes(self) -> int | tuple[int, int]:
+        """N, or (N_src, N_dst) where they differ."""
+        return self.num_src if self.num_src == self.num_dst else (self.num_src, self.num_dst)
+
+    @property
+    def device(self) -> torch.device:
+        return self.col.device
+
+    def edge_index(self) -> Tensor:
+        """[2, E] int64 in the caller's order; row 0 source, row 1 destination."""
+        if self._edge_index is None:
+            dst = torch.arange(self.num_dst, device=self.device)
+            dst = torch.repeat_interleave(dst, self.in_degrees(), output_size=self.num_edges)
+            edges = torch.stack((self.col.long(), dst))
+            if self.eid is not None:
+                ordered = torch.empty_like(edges)
+                ordered[:, self.eid.long()] = edges
+                edges = ordered
+            self._edge_index = edges
+        return self._edge_index
+
+    def in_degrees(self) -> Tensor:
+        """Number of edges into each destination, int64 [N_dst]."""
+        return self.rowptr[1:] - self.rowptr[:-1]
+
+    def out_degrees(self) -> Tensor:
+        """Number of edges out of each source, int64 [N_src]."""
+        return self.colptr[1:] - self.colptr[:-1]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the node counts and the edges in the caller's order: what a ticket is bound to."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"{self.num_src} {self.num_dst} {self.num_edges}".encode())
+            digest.update(self.edge_index().cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def to(self, device) -> "Graph":
+        if torch.device(device) == self.device:
+            return self
+        return Graph(*(None if t is None else t.to(device) for t in (*self.arrays, self.edge_ids)))
+
+    def compact(self, keep: Tensor, num_kept: int | None = None) -> "Graph":
+        """The graph of the edges with keep[e] True (`keep` bool [E]), in the caller's order, nodes unchanged; O(E), no sort.
+
+        `edge_ids` [E_kept] of the result holds their numbers here. With `num_kept` (the number of True) nothing is
+        copied to the host. Raises InputError for a wrong `keep`.
+        """
+        if keep.dtype != torch.bool or keep.shape != (self.num_edges,) or keep.device != self.device:
+            raise InputError(
+                f"keep must be bool [{self.num_edges}] on {self.device}, got {keep.dtype} {list(keep.shape)} on {keep.device}"
+            )
+
+        def true_slots(flags):
+            if num_kept is None:
+                return flags.nonzero().squeeze(1)
+            return torch.nonzero_static(flags, size=num_kept).squeeze(1)
+
+        rank = torch.cumsum(keep, 0) - 1
+
+        def side(ptr, other, ids):
+            flags = keep if ids is None else keep[ids.long()]
+            slots = true_slots(flags)
+            before = torch.zeros(self.num_edges + 1, dtype=torch.int64, device=self.device)
+            torch.cumsum(flags, 0, out=before[1:])
+            new_ids = None if ids is None else rank[ids[slots].long()].to(ids.dtype)
+            return before[ptr], other[slots], new_ids
+
+        rowptr, col, eid = side(self.rowptr, self.col, self.eid)
+        colptr, row, ceid = side(self.colptr, self.row, self.ceid)
+        return Graph(rowptr, col, eid, colptr, row, ceid, edge_ids=true_slots(keep))
+
+    # Neighbours. Each conversion imports its library when called.
+
+    @staticmethod
+    def from_scipy(matrix) -> "Graph":
+        """An entry (s, d) of the sparse matrix is the edge s -> d, as in PyG; values are not taken."""
+        coo = matrix.tocoo()
+        edges = torch.stack((torch.from_numpy(coo.row).long(), torch.from_numpy(coo.col).long()))
+        return Graph.from_edge_index(edges, num_nodes=coo.shape)
+
+    def to_scipy(self, value: Tensor | None = None):
+        """scipy.sparse.coo_matrix [N_src, N_dst] with `value` [E] (default ones) at (source, destination)."""
+        import scipy.sparse
+
+        src, dst = self.edge_index().cpu().numpy()
+        value = torch.ones(self.num_edges) if value is None else value.detach().cpu()
+        return scipy.sparse.coo_matrix((value.numpy(), (src, dst)), shape=(self.num_src, self.num_dst))
+
+    @staticmethod
+    def from_torch_sparse(adj_t) -> "Graph":
+        """From a torch_sparse.SparseTensor whose rows are destinations (PyG's `adj_t`); edges in its row order."""
+        dst, src, _ = adj_t.coo()
+        return Graph.from_edge_index(torch.stack((src, dst)), num_nodes=(adj_t.size(1), adj_t.size(0)))
+
+    def to_torch_sparse(self, value: Tensor | None = None):
+        """torch_sparse.SparseTensor `adj_t` [N_dst, N_src] with `value` [E] (caller's order) or none."""
+        from torch_sparse import SparseTensor
+
+        src, dst = self.edge_index()
+        return SparseTensor(row=dst, col=src, value=value, sparse_sizes=(self.num_dst, self.num_src))
+
+    @staticmethod
+    def from_pyg(data) -> "Graph":
+        """From a torch_geometric.data.Data (its `edge_index` and `num_nodes`)."""
+        return Graph.from_edge_index(data.edge_index, num_nodes=data.num_nodes)
+
+    def to_pyg(self, **fields):
+        """torch_geometric.data.Data with this graph's edge_index and num_nodes and the given fields."""
+        from torch_geometric.data import Data
+
+        if self.num_src != self.num_dst:
+            raise InputError(f"to_pyg: Data holds square graphs, this one is bipartite {self.num_nodes}")
+        return Data(edge_index=self.edge_index(), num_nodes=self.num_src, **fields)
+
+    @staticmethod
+    def from_dgl(graph) -> "Graph":
+        """From a homogeneous dgl.DGLGraph, edges by DGL's edge number."""
+        src, dst = graph.edges(order="eid")
+        return Graph.from_edge_index(torch.stack((src, dst)), num_nodes=(graph.num_src_nodes(), graph.num_dst_nodes()))
+
+    def to_dgl(self):
+        """dgl.DGLGraph with the same edge numbers."""
+        import dgl
+
+        src, dst = self.edge_index()
+        if self.num_src == self.num_dst:
+            return dgl.graph((src, dst), num_nodes=self.num_src)
+        sizes = {"src": self.num_src, "dst": self.num_dst}
+        return dgl.heterograph({("src", "to", "dst"): (src, dst)}, num_nodes_dict=sizes)

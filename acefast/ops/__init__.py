@@ -1,0 +1,13 @@
+"""The kernels. Each page holds one op: docstring with the formula, checks, fake and autograd; `reference` computes it in
+plain torch, `backend` chooses what runs."""
+
+from acefast.ops.exchange import exchange
+from acefast.ops.gcn_norm import gcn_norm
+from acefast.ops.gumbel_topk import gumbel_topk
+from acefast.ops.masked_linear import masked_linear
+from acefast.ops.relu_dropout import relu_dropout
+from acefast.ops.sddmm import sddmm
+from acefast.ops.spmm import spmm
+from acefast.ops.topk_mask import topk_mask
+
+__all__ = ["exchange", "gcn_norm", "gumbel_topk", "masked_linear", "relu_dropout", "sddmm", "spmm", "topk_mask"]

@@ -1,0 +1,77 @@
+"""gcn_norm: symmetric normalisation coefficients of a graph convolution."""
+
+import torch
+from torch import Tensor
+
+from acefast.graph import Graph
+from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+
+
+def gcn_norm(
+    g: Graph,
+    mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    add_self_loops: bool = True,
+    degrees: str = "masked",
+) -> tuple[Tensor, Tensor | None]:
+    """Coefficients of D^-1/2 (A + I) D^-1/2 (Kipf & Welling, ICLR 2017, eq. 2) for every edge, removed ones too:
+
+        c_e = d_i^-1/2 d_j^-1/2  for e: j->i,      c_self_i = 1 / d_i
+
+    with d_i = sum of mask_e over the kept edges into i for degrees="masked" (the gradient of the mask goes through it),
+    the number of all edges into i for degrees="static", plus 1 with add_self_loops. The mask itself is not in c_e: mask
+    and keep go to `spmm`. d_i <= 0 gives weight 0 and gradient 0.
+
+    Args:
+        g: square graph (the in-degree is used on both sides, as in PyG).
+        mask: [E] float32 or float64; without it edges count 1. keep: [E] bool; counted only where True, in "masked".
+    Returns: (c [E], c_self [N] or None), in mask's dtype, float32 without mask. Differentiable in mask.
+    Raises InputError for a bipartite graph and for a wrong shape, dtype, device or option. Bitwise deterministic.
+    """
+    checks.graph("gcn_norm", g)
+    checks.square("gcn_norm", g, "the normalisation")
+    checks.choice("gcn_norm", "degrees", degrees, ("masked", "static"))
+    if mask is not None:
+        expected = torch.float64 if mask.dtype == torch.float64 else torch.float32
+        checks.vector("gcn_norm", "mask", mask, (g.num_edges,), expected, g.device)
+    checks.vector("gcn_norm", "keep", keep, (g.num_edges,), torch.bool, g.device)
+    mask, keep = (None if t is None else t.contiguous() for t in (mask, keep))
+    c, c_self, _ = torch.ops.acefast.gcn_norm(*g.arrays, mask, keep, add_self_loops, degrees == "masked")
+    return c, c_self if add_self_loops else None
+
+
+@torch.library.register_fake("acefast::gcn_norm")
+def _(rowptr, col, eid, colptr, row, ceid, mask, keep, add_self_loops, masked):
+    dtype = torch.float32 if mask is None else mask.dtype
+    nodes = rowptr.size(0) - 1
+    return (
+        col.new_empty(col.size(0), dtype=dtype),
+        col.new_empty(nodes if add_self_loops else 0, dtype=dtype),
+        col.new_empty(nodes, dtype=dtype),
+    )
+
+
+@torch.library.register_fake("acefast::gcn_norm_bwd")
+def _(rowptr, col, eid, colptr, row, ceid, dinv, dc, dc_self, keep):
+    return torch.empty_like(dc)
+
+
+def _save(ctx, inputs, output):
+    *arrays, _, keep, ctx.add_self_loops, ctx.masked = inputs
+    ctx.save_for_backward(*arrays, keep, output[2])
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx, dc, dc_self, _):
+    *arrays, keep, dinv = ctx.saved_tensors
+    dmask = None
+    if ctx.needs_input_grad[6]:
+        dc_self = dc_self.contiguous() if ctx.add_self_loops else None
+        if ctx.masked:
+            dmask = torch.ops.acefast.gcn_norm_bwd(*arrays, dinv, dc.contiguous(), dc_self, keep)
+        else:
+            dmask = torch.zeros_like(dc)
+    return *[None] * 6, dmask, None, None, None
+
+
+torch.library.register_autograd("acefast::gcn_norm", _backward, setup_context=_save)

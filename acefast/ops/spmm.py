@@ -1,0 +1,147 @@
+"""spmm: the masked sparse product, y_i = sum over e: j->i of weight_e mask_e x_j."""
+
+import torch
+from torch import Tensor
+
+from acefast.graph import Graph
+from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+
+
+def spmm(
+    g: Graph,
+    x: Tensor,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    self_weight: Tensor | None = None,
+    reduce: str = "sum",
+    mask_grad: str = "kept",
+    pruned: str = "absent",
+) -> Tensor:
+    """Aggregate source rows into destination rows along the kept edges:
+
+        y_i = s_i * sum_{e: j->i, keep_e} weight_e * mask_e * x_j  +  self_weight_i * x_i
+
+    with s_i = 1 for reduce="sum" and 1 / n_i for reduce="mean", n_i the number of edges into i that exist (at least 1):
+    the kept ones for pruned="absent", all of them for pruned="in_denominator". Rows without edges give 0. For sums the
+    two meanings of a pruned edge coincide.
+
+    Args:
+        g: graph with N_src sources, N_dst destinations, E edges.
+        x: features [N_src, F], float32, float64, float16 or bfloat16; the output has its dtype, sums run in float32
+            (float64 for float64). Differentiable, twice.
+        weight: [E] coefficients, float32 (float64 with float64 x), caller's edge order. Differentiable, twice.
+        mask: [E] like weight; multiplies. Differentiable, twice.
+        keep: [E] bool; an edge with False does not exist in this call.
+        self_weight: [N], square graphs only; the coefficient of an added self-loop, outside of the mean. Differentiable.
+        mask_grad: "kept" gives removed edges gradient 0; "all" gives a removed edge's mask the derivative it would have
+            if it were kept with its mask at the current coefficients.
+    Returns: y [N_dst, F]. Raises InputError for a wrong shape, dtype, device or option. Bitwise deterministic.
+    """
+    checks.graph("spmm", g)
+    checks.features("spmm", "x", x, g.num_src, g.device)
+    acc = checks.accumulator(x.dtype)
+    checks.vector("spmm", "weight", weight, (g.num_edges,), acc, g.device)
+    checks.vector("spmm", "mask", mask, (g.num_edges,), acc, g.device)
+    checks.vector("spmm", "keep", keep, (g.num_edges,), torch.bool, g.device)
+    checks.vector("spmm", "self_weight", self_weight, (g.num_dst,), acc, g.device)
+    checks.choice("spmm", "reduce", reduce, ("sum", "mean"))
+    checks.choice("spmm", "mask_grad", mask_grad, ("kept", "all"))
+    checks.choice("spmm", "pruned", pruned, ("absent", "in_denominator"))
+    if self_weight is not None:
+        checks.square("spmm", g, "self_weight")
+    row_scale = None
+    if reduce == "mean":
+        row_scale = _inverse_count(g, keep if pruned == "absent" else None, acc)
+    return torch.ops.acefast.spmm(
+        *g.arrays, x.contiguous(), *map(_contiguous, (weight, mask, keep, self_weight)), row_scale, mask_grad == "all"
+    )
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _inverse_count(g: Graph, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """1 / max(number of edges that exist into i, 1), [N_dst]."""
+    count = g.in_degrees()
+    if keep is not None:
+        before = torch.zeros(g.num_edges + 1, dtype=torch.int64, device=g.device)
+        before[1:] = torch.cumsum(keep if g.eid is None else keep[g.eid.long()], 0)
+        count = before[g.rowptr[1:]] - before[g.rowptr[:-1]]
+    return count.clamp(min=1).to(dtype).reciprocal()
+
+
+@torch.library.register_fake("acefast::spmm")
+def _(rowptr, col, eid, colptr, row, ceid, x, weight, mask, keep, self_weight, row_scale, all_edges):
+    return x.new_empty(rowptr.size(0) - 1, x.size(1))
+
+
+@torch.library.register_fake("acefast::spmm_bwd")
+def _(rowptr, col, eid, colptr, row, ceid, dy, x, weight, mask, keep, self_weight, row_scale, need_dx, need_dcoef,
+      all_edges):  # fmt: skip
+    acc = checks.accumulator(x.dtype)
+    return (
+        torch.empty_like(x) if need_dx else x.new_empty(0),
+        x.new_empty(col.size(0) if need_dcoef else 0, dtype=acc),
+        x.new_empty(x.size(0) if need_dcoef and self_weight is not None else 0, dtype=acc),
+    )
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.all_edges = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _product_rule(dcoef, weight, mask, keep, all_edges, need_weight, need_mask):
+    """(dweight, dmask) from the gradient of weight * mask; the weight of a removed edge never has one."""
+    dmask = (dcoef if weight is None else dcoef * weight) if need_mask else None
+    dweight = (dcoef if mask is None else dcoef * mask) if need_weight else None
+    if dweight is not None and all_edges and keep is not None:
+        dweight = torch.where(keep, dweight, 0.0)
+    return dweight, dmask
+
+
+def _backward(ctx, dy):
+    *arrays, x, weight, mask, keep, self_weight, row_scale = ctx.saved_tensors
+    need_x, need_weight, need_mask, _, need_self = ctx.needs_input_grad[6:11]
+    dx, dcoef, dself = torch.ops.acefast.spmm_bwd(
+        *arrays, dy.contiguous(), x, weight, mask, keep, self_weight, row_scale,
+        need_x, need_weight or need_mask or need_self, ctx.all_edges,
+    )  # fmt: skip
+    dweight, dmask = _product_rule(dcoef, weight, mask, keep, ctx.all_edges, need_weight, need_mask)
+    if dweight is dmask and dmask is not None:
+        dweight = dmask.clone()
+    return *[None] * 6, dx if need_x else None, dweight, dmask, None, dself if need_self else None, None, None
+
+
+torch.library.register_autograd("acefast::spmm", _backward, setup_context=_save)
+
+
+def _bwd_save(ctx, inputs, output):
+    *tensors, ctx.need_dx, ctx.need_dcoef, ctx.all_edges = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _bwd_backward(ctx, gdx, gdcoef, gdself):
+    """Both outputs of spmm_bwd are bilinear: in (dy, weight * mask, self_weight) and in (dy, x)."""
+    *arrays, dy, x, weight, mask, keep, self_weight, row_scale = ctx.saved_tensors
+    spmm_op, bwd_op = torch.ops.acefast.spmm, torch.ops.acefast.spmm_bwd
+    has_self = self_weight is not None
+    ddy = ddx = dweight = dmask = dself_weight = None
+    if ctx.need_dx:
+        gdx = gdx.contiguous()
+        ddy = spmm_op(*arrays, gdx, weight, mask, keep, self_weight, row_scale, False)
+        _, dcoef, dself_weight = bwd_op(*arrays, dy, gdx, weight, mask, keep, self_weight, row_scale, False, True, False)
+        need_weight, need_mask = weight is not None, mask is not None
+        dweight, dmask = _product_rule(dcoef, weight, mask, keep, False, need_weight, need_mask)
+    if ctx.need_dcoef:
+        gdcoef, gdself = gdcoef.contiguous(), gdself.contiguous() if has_self else None
+        existing = None if ctx.all_edges else keep
+        from_coef = spmm_op(*arrays, x, gdcoef, None, existing, gdself, row_scale, False)
+        ddy = from_coef if ddy is None else ddy + from_coef
+        ddx, _, _ = bwd_op(*arrays, dy, x, gdcoef, None, existing, gdself, row_scale, True, False, False)
+    return *[None] * 6, ddy, ddx, dweight, dmask, None, dself_weight if has_self else None, None, None, None, None
+
+
+torch.library.register_autograd("acefast::spmm_bwd", _bwd_backward, setup_context=_bwd_save)
