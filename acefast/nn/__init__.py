@@ -1,0 +1,20 @@
+"""Masked layers and networks, built on nothing but ``acefast.ops``."""
+
+from acefast.errors import InputError
+from acefast.nn.gcn import GCN, GCNConv
+from acefast.nn.linear import MaskedLinear
+
+BACKBONES = {"gcn": GCN}
+
+
+def build(backbone: str, in_channels: int, out_channels: int, seed: int = 0, **settings):
+    """The network called ``backbone`` with weights drawn from ``seed``; raises InputError for an unknown name.
+
+    ``settings``: hidden, layers, dropout, and what else the network's constructor takes.
+    """
+    if backbone not in BACKBONES:
+        raise InputError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
+    return BACKBONES[backbone](in_channels, out_channels=out_channels, seed=seed, **settings)
+
+
+__all__ = ["BACKBONES", "GCN", "GCNConv", "MaskedLinear", "build"]

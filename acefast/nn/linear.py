@@ -1,0 +1,48 @@
+"""A linear layer whose weight carries a soft mask and a keep pattern."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from acefast import ops
+from acefast.csr import CSR
+from acefast.errors import InputError
+
+
+class MaskedLinear(nn.Module):
+    """y = x (W * m)^T + b over the kept weights.
+
+    weight [out_features, in_features]; bias [out_features] or None. ``set_keep`` fixes a pattern for later calls, as
+    ``Ticket.apply`` does; a pattern given to ``forward`` takes its place.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, generator=None):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.register_buffer("keep", None, persistent=False)
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Uniform in +-in_features^-1/2 for weight and bias, as torch.nn.Linear."""
+        bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
+        for parameter in self.parameters(recurse=False):
+            parameter.uniform_(-bound, bound, generator=generator)
+
+    def set_keep(self, keep: Tensor | None) -> None:
+        """Fix the pattern of existing weights, bool [out_features, in_features]; None keeps all."""
+        if keep is not None and (keep.dtype != torch.bool or keep.shape != self.weight.shape):
+            raise InputError(
+                f"keep must be bool {list(self.weight.shape)}, got {keep.dtype} {list(keep.shape)}: give the weight's pattern"
+            )
+        self.keep = keep
+
+    def forward(self, x: Tensor | CSR, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """x [N, in_features], dense or CSR; mask float and keep bool [out_features, in_features] -> [N, out_features]."""
+        return ops.masked_linear(x, self.weight, mask, self.bias, self.keep if keep is None else keep)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

@@ -1,0 +1,34 @@
+"""Removing exactly as many elements as asked for, and exchanging removed for kept ones."""
+
+import torch
+from torch import Tensor
+
+from acefast import ops
+from acefast.pruning.pattern import Pattern, SoftMasks
+from acefast.pruning.schedule import prune_count
+
+
+def prune(pattern: Pattern, scores: SoftMasks, fractions: dict[str, float], protected: Pattern | None = None) -> Pattern:
+    """Remove floor(fraction * remaining) elements with the lowest scores on each axis of ``fractions``, ties by position.
+
+    Protected elements go only after all others.
+    """
+    for axis, fraction in fractions.items():
+        keep = pattern.axis(axis)
+        kept = pattern.kept(axis)
+        values = scores.axis(axis)
+        if protected is not None:
+            safe = protected.axis(axis)
+            values = [v.masked_fill(p, torch.inf) for v, p in zip(values, safe, strict=True)]
+        count = prune_count(kept, fraction)
+        removed = ops.topk_mask(values, count, alive=keep, largest=False, by="value")
+        pattern = pattern.with_axis(axis, [k & ~r for k, r in zip(keep, removed, strict=True)])
+    return pattern
+
+
+def exchange(
+    keep: list[Tensor], scores: list[Tensor], k: int, tau: float, seed: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """(new keep, erased, mined): k kept elements drawn by softmax(-score/tau) leave, k removed ones drawn by
+    softmax(score/tau) enter. Each tensor's scores serve kept and removed elements alike."""
+    return tuple(ops.exchange(keep, scores, scores, k, tau=tau, seed=seed))

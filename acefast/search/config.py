@@ -1,0 +1,236 @@
+"""Every setting of a search, and how presets, data set, backbone and command line resolve to one frozen record."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from acefast.errors import InputError
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+
+Backbone = Literal["gcn"]
+Method = Literal["dense", "ugs", "ace"]
+Preset = Literal["paper", "released"]
+Axes = Literal["joint", "edges", "weights"]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The resolved settings of one search; made by :func:`resolve_config`, saved with the run as ``config.toml``."""
+
+    dataset: str = "cora"
+    """Data set: cora, citeseer, pubmed or synthetic-cora."""
+    data_root: str = ""
+    """Folder of the raw data files (not part of the configuration's hash)."""
+    backbone: Backbone = "gcn"
+    """Graph network."""
+    method: Method = "ace"
+    """Search method: dense trains the baseline alone, ugs prunes by magnitude, ace also exchanges."""
+    preset: Preset = "paper"
+    """Where settings that are not given come from: the paper's procedure, or that of its released code."""
+    axes: Axes = "joint"
+    """What is pruned: edges and weights together, or one of them alone."""
+    rounds: int = 20
+    """Rounds of pruning after the dense baseline (round 0)."""
+    seed: int = 0
+    """Seed of all random numbers; each consumer draws from a generator named after it."""
+
+    layers: int = 2
+    """Number of layers of the network."""
+    hidden: int = 512
+    """Hidden channels."""
+    dropout: float = 0.5
+    """Dropout probability after each hidden layer, in [0, 1)."""
+    bias: bool = False
+    """Whether the layers have a bias (never masked)."""
+    self_loops: bool = True
+    """Whether the layers add a self-loop to each node; added loops carry no mask."""
+    degrees: Literal["masked", "static", "none"] = "masked"
+    """Normalisation of the sum: by masked degrees, by degrees of the whole graph, or none (raw neighbour sum)."""
+    pruned_edges: Literal["absent", "zeroed"] = "absent"
+    """Whether a pruned edge does not exist or has mask 0; the two coincide for gcn."""
+    row_normalise: bool = True
+    """Whether each node's features are divided by their sum."""
+
+    lr: float = 0.008
+    """Learning rate of Adam on the weights."""
+    weight_decay: float = 8e-5
+    """Weight decay (L2, inside Adam) on the weights."""
+    mask_lr: float = 0.008
+    """Learning rate of Adam on the soft masks; the weights' lr unless given."""
+    mask_weight_decay: float = 0.0
+    """Weight decay on the soft masks; preset released takes the weights' unless given."""
+    s1: float = 1e-2
+    """L1 coefficient of the soft edge mask."""
+    s2: float = 1e-2
+    """L1 coefficient of the soft weight masks."""
+    mask_noise: float = 1e-5
+    """Soft masks start at 1 + uniform(-mask_noise, mask_noise) on kept elements."""
+    mask_epochs: int = 200
+    """Epochs of training weights and soft masks together in each round."""
+    fix_epochs: int = 200
+    """Epochs of retraining with frozen masks; also of the dense baseline."""
+    ace_epochs: int = 20
+    """Epochs of each retained and complement model of ACE."""
+    ace_rounds: int = 6
+    """ACE rounds (train, exchange) in each round of pruning."""
+
+    prune_edges: float = 0.05
+    """Fraction of the remaining edges removed in each round."""
+    prune_weights: float = 0.2
+    """Fraction of the remaining weights removed in each round."""
+    score: Literal["magnitude", "product", "gradient", "combined", "random"] = "magnitude"
+    """Importance: |m|, |m*w|, |dL/dm|, |m*w*dL/dm|, or uniform noise."""
+    protect: int = 0
+    """Rounds for which mined elements are pruned only after all others."""
+
+    complement: Literal["joint", "crossed"] = "joint"
+    """Complement model: removed edges with removed weights, or each axis alone beside the kept other one."""
+    exchange_edges: float = 0.02
+    """Edges exchanged in an ACE round, as a fraction of min(kept, removed)."""
+    exchange_weights: float = 0.02
+    """Weights exchanged in an ACE round, as a fraction of min(kept, removed)."""
+    tau: float = 0.1
+    """Temperature of the exchange in standardised score units; 0 takes the plain top k."""
+    standardise: Literal["zscore", "rank"] = "zscore"
+    """How importance is standardised within each candidate set and axis."""
+    stop_overlap: float = 0.6
+    """Overlap of mined and then erased elements above which an exchange is taken back and redrawn at half its rate."""
+
+    threads: int = 1
+    """CPU threads, recorded because results are bit-equal only for the same number; torch's own unless given."""
+    device: str = "cpu"
+    """Device of the computation: cpu or cuda."""
+
+    @property
+    def sweeps_edges(self) -> bool:
+        return self.axes != "weights"
+
+    @property
+    def sweeps_weights(self) -> bool:
+        return self.axes != "edges"
+
+    def to_dict(self) -> dict:
+        """Every setting by name, as TOML and JSON hold it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "SearchConfig":
+        """The record of ``to_dict``; raises :class:`InputError` for a key or a value that is not a setting's."""
+        config = cls(**_checked(values))
+        _check_combination(config)
+        return config
+
+    def hash(self) -> str:
+        """16 hex digits over every setting but ``data_root``: equal hashes mean the same search."""
+        values = {key: value for key, value in self.to_dict().items() if key != "data_root"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: "SearchConfig") -> list[str]:
+        """Names of the hashed settings in which two configurations differ."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [key for key in mine if key != "data_root" and mine[key] != theirs[key]]
+
+
+FIXED_BY_RELEASED = (
+    "mask_noise score protect complement prune_edges exchange_edges tau standardise pruned_edges".split()
+)
+FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
+
+
+def resolve_config(
+    dataset: str = "cora", backbone: str = "gcn", method: str = "ace", preset: str = "paper", **overrides
+) -> SearchConfig:
+    """Fill a :class:`SearchConfig` from the preset's tables and ``overrides`` (those that are None count as not given).
+
+    Later tables of ``presets/<preset>.toml`` win over earlier ones and overrides over all. Raises :class:`InputError`
+    for unknown names, values out of range, and combinations that are not possible.
+    """
+    chosen = dict(dataset=dataset, backbone=backbone, method=method, preset=preset)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    _checked({**chosen, **given})
+    settings = dict(chosen)
+    for table in _preset_tables(preset):
+        if all(chosen[key] == value for key, value in table.get("when", {}).items()):
+            settings.update({key: value for key, value in table.items() if key != "when"})
+    if preset == "released":
+        for key in FIXED_BY_RELEASED:
+            if key in given and given[key] != settings.get(key, FIELDS[key].default):
+                raise InputError(f"preset released has no setting {key}: leave it away or use preset paper")
+    settings.update(given)
+    settings.setdefault("mask_lr", settings["lr"])
+    settings.setdefault("mask_weight_decay", settings["weight_decay"])
+    settings.setdefault("threads", torch.get_num_threads())
+    if method == "dense":
+        settings["rounds"] = 0
+    return SearchConfig.from_dict(settings)
+
+
+@lru_cache(maxsize=None)
+def _preset_tables(preset: str) -> list[dict]:
+    with open(PRESETS / f"{preset}.toml", "rb") as file:
+        return tomllib.load(file)["settings"]
+
+
+def _choices(field) -> tuple:
+    return getattr(field.type, "__args__", ())
+
+
+def _checked(values: dict) -> dict:
+    """The values with integers turned to floats where a setting is one; refuses unknown keys and values."""
+    result = {}
+    for key, value in values.items():
+        if key not in FIELDS:
+            raise InputError(f"unknown setting {key!r}: expected one of {', '.join(FIELDS)}")
+        field = FIELDS[key]
+        choices = _choices(field)
+        if choices:
+            if value not in choices:
+                raise InputError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+        elif field.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif type(value) is not field.type:
+            raise InputError(f"{key} must be of type {field.type.__name__}, got {value!r}")
+        if key in RANGES and not RANGES[key][0](value):
+            raise InputError(f"{key} must be {RANGES[key][1]}, got {value!r}")
+        result[key] = value
+    return result
+
+
+def _range(names: str, test, words: str) -> dict:
+    return {name: (test, words) for name in names.split()}
+
+
+RANGES = {
+    **_range("rounds seed ace_rounds protect", lambda v: v >= 0, "0 or more"),
+    **_range("layers hidden mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
+    **_range("dropout prune_edges prune_weights", lambda v: 0 <= v < 1, "in [0, 1)"),
+    **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    **_range("stop_overlap", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    **_range("lr mask_lr", lambda v: 0 < v < float("inf"), "greater than 0"),
+    **_range("weight_decay mask_weight_decay s1 s2 mask_noise tau", lambda v: 0 <= v < float("inf"), "0 or more"),
+    **_range("device", lambda v: v == "cpu" or v.split(":")[0] == "cuda", "cpu or cuda"),
+}
+
+
+def _check_combination(config: SearchConfig) -> None:
+    if config.preset == "released":
+        if config.backbone != "gcn":
+            raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")
+        if config.method == "ugs":
+            raise InputError("preset released is the procedure of ACE-GLT's code: method must be ace or dense, got 'ugs'")
+        if config.axes == "edges":
+            raise InputError(
+                "preset released never removes an edge, so axes must be joint or weights, got 'edges' (use preset paper)"
+            )

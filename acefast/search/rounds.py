@@ -1,0 +1,166 @@
+"""The round loop: dense baseline, then rounds of a method's stages, each stage committed before the next begins."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+
+import acefast
+from acefast import nn
+from acefast.data import Dataset, load_dataset
+from acefast.errors import InputError
+from acefast.pruning import Ticket
+from acefast.search import ace, dense, released, ugs
+from acefast.search.config import SearchConfig, resolve_config
+from acefast.search.folder import Folder, Memory
+from acefast.search.run import Run
+from acefast.search.search import Search
+from acefast.search.stages import dense as dense_stage
+from acefast.search.state import State
+
+METHODS: dict[str, Callable[[SearchConfig], list]] = {
+    "dense": dense.stages,
+    "ugs": ugs.stages,
+    "ace": ace.stages,
+    "released": released.stages,
+}
+
+
+def run_search(
+    dataset: Dataset,
+    config: SearchConfig,
+    out=None,
+    progress: Callable[[dict], None] | None = None,
+    model: torch.nn.Module | None = None,
+    method: Callable[[SearchConfig], list] | None = None,
+) -> Run:
+    """Run (or go on with) the search that ``config`` describes and return its record.
+
+    ``out`` is the run's folder; None keeps the run in memory. ``progress(event)`` is called with every line of the
+    history and with events "run", "stage", "training", "epoch", "stage_end" in between; what it raises ends the call and leaves
+    the folder resumable. ``model`` takes the place of the configured backbone: a module with ``maskable()`` and the
+    forward of ``acefast.nn.GCN``, whose weights at the time of the call are the first weights. ``method`` takes the place
+    of the configured one: a function from the configuration to the stages of a round, (name, function(search, state)).
+
+    Raises InputError where the folder belongs to another search or data set, or is in use.
+    """
+    store = Memory() if out is None else Folder(out)
+    with store.locked(), _threads(config.threads):
+        store.open(config)
+        search = _prepare(dataset, config, model, progress or (lambda event: None))
+        identity = {"data": dataset.fingerprint, "start": _fingerprint(search)}
+        state = store.load(config.device)
+        if state is None:
+            state = State(values=identity)
+        _same(state.values, identity, store.path)
+        make_stages = method or METHODS["released" if _released(config) else config.method]
+        try:
+            _rounds(search, state, store, make_stages(config))
+        finally:
+            search.rewind()
+        return Run(config, state.history, state.timings, store)
+
+
+def find_ticket(dataset, model="gcn", method="ace", config=None, *, out=None, progress=None, **settings) -> Run:
+    """The whole search as one call.
+
+    dataset: a ``Dataset``, or the name of one that ``data_root`` (among ``settings``) holds. model: a backbone's name or
+    a module (see :func:`run_search`). method: a method's name or a function that gives a round's stages. config: a
+    :class:`SearchConfig`, or a preset's name, from which ``settings`` deviate. Raises InputError for what cannot be.
+    """
+    own_model = None if isinstance(model, str) else model
+    own_method = None if isinstance(method, str) else method
+    if not isinstance(config, SearchConfig):
+        preset = config or settings.pop("preset", "paper")
+        name = dataset if isinstance(dataset, str) else dataset.name
+        names = ("gcn" if own_model else model, "ace" if own_method else method)
+        config = resolve_config(name, *names, preset, **settings)
+    elif settings:
+        raise InputError(f"give {', '.join(settings)} within config, or a preset's name as config")
+    if isinstance(dataset, str):
+        dataset = load_data(config)
+    return run_search(dataset, config, out, progress, own_model, own_method)
+
+
+def load_data(config: SearchConfig) -> Dataset:
+    """The data set that the configuration names, with the self-loops of its files where the released code counts them."""
+    return load_dataset(config.dataset, config.data_root or None, keep_self_loops=config.preset == "released")
+
+
+def _released(config: SearchConfig) -> bool:
+    return config.preset == "released" and config.method == "ace"
+
+
+def _prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {config.device} was asked for and torch finds no CUDA device here: use device cpu")
+    data = dataset.with_row_normalized_features() if config.row_normalise else dataset
+    if model is None:
+        model = nn.build(
+            config.backbone, data.num_features, data.num_classes, seed=config.seed, hidden=config.hidden,
+            layers=config.layers, dropout=config.dropout, bias=config.bias, self_loops=config.self_loops,
+            degrees=config.degrees,
+        )  # fmt: skip
+    return Search(config, data.to(config.device), model.to(config.device), progress)
+
+
+def _rounds(search: Search, state: State, store, stages: list) -> None:
+    """Work off the rounds that are left; ``state`` always is what the store holds."""
+    last = search.config.rounds if stages else 0
+    search.progress({"event": "run", "rounds": last, "stages": [name for name, _ in stages], "done": state.round})
+    while state.round <= last:
+        plan = stages if state.round else [("dense", dense_stage)]
+        name, stage = plan[state.stage]
+        search.progress({"event": "stage", "round": state.round, "stage": name})
+        began = time.perf_counter()
+        following = state.copy()
+        stage(search, following)
+        following.stage += 1
+        following.timings.append({"round": state.round, "stage": name, "seconds": time.perf_counter() - began})
+        if following.stage == len(plan):
+            if following.round:
+                store.save_ticket(following.round, _ticket(search, following))
+            following.round, following.stage = following.round + 1, 0
+        store.commit(following)
+        search.progress({"event": "stage_end", "round": state.round, "stage": name})
+        vars(state).update(vars(following))
+
+
+def _ticket(search: Search, state: State) -> Ticket:
+    """The ticket of the round that has just been retrained."""
+    pattern = state.get("result")
+    state.drop("result")
+    c = search.config
+    metadata = {
+        "dataset": c.dataset, "fingerprint": search.data.graph.fingerprint(), "backbone": c.backbone,
+        "method": c.method, "preset": c.preset, "axes": c.axes, "round": state.round, "seed": c.seed,
+        **state.values.pop("result"), "config_hash": c.hash(), "acefast_version": acefast.__version__,
+    }  # fmt: skip
+    return Ticket(pattern.edges, dict(pattern.weights), dict(search.start), metadata)
+
+
+def _fingerprint(search: Search) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in search.start.items():
+        digest.update(f"{name} {list(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _same(found: dict, identity: dict, path) -> None:
+    what = {"data": "another data set", "start": "a model with other first weights"}
+    for key, value in identity.items():
+        if found.get(key) != value:
+            raise InputError(f"{path} holds a search on {what[key]}: give the same one or another --out")
+
+
+@contextmanager
+def _threads(count: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,55 @@
+"""The record of a finished (or resumable) search."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from acefast.errors import InputError
+from acefast.pruning import Ticket
+from acefast.search.config import SearchConfig
+from acefast.search.folder import Folder, Memory, load_config
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Settings, history (events as in history.jsonl), timings, and the tickets by round."""
+
+    config: SearchConfig
+    history: list[dict]
+    timings: list[dict]
+    store: Folder | Memory
+
+    @property
+    def path(self) -> Path | None:
+        """The run's folder, None for a run in memory."""
+        return self.store.path
+
+    @property
+    def rounds(self) -> list[dict]:
+        """One event per round, 0 is the dense baseline: kept and total counts, val, test, exchanged."""
+        return [event for event in self.history if event["event"] == "round"]
+
+    def ticket(self, number: int) -> Ticket:
+        """The ticket of round ``number``, from 1."""
+        last = len(self.rounds) - 1
+        if not 1 <= number <= last:
+            raise InputError(f"this run has tickets of rounds 1 to {last}, got {number}")
+        return self.store.ticket(number)
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        """The tickets of rounds 1, 2, ..."""
+        return [self.store.ticket(number) for number in range(1, len(self.rounds))]
+
+    @classmethod
+    def load(cls, path) -> "Run":
+        """Read a run folder; raises InputError where it holds none."""
+        folder = Folder(path)
+        lines = {}
+        for name in ("history", "timings"):
+            file = folder.path / f"{name}.jsonl"
+            try:
+                lines[name] = [json.loads(line) for line in file.read_text().splitlines()]
+            except (OSError, ValueError) as error:
+                raise InputError(f"cannot read {file} of a run: {error}") from None
+        return cls(load_config(folder.path / "config.toml"), store=folder, **lines)

@@ -1,0 +1,101 @@
+"""What every method's stages share: data, model, first weights, and the trainings a search is made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from acefast.data import Dataset
+from acefast.pruning import AXES, Pattern, SoftMasks, score
+from acefast.pruning.scores import NEEDS_GRADIENT, NEEDS_WEIGHTS
+from acefast.random import generator, named_seed
+from acefast.search.config import SearchConfig
+from acefast.search.state import State
+from acefast.train import Fit, Schedule, train
+
+
+@dataclass(eq=False)
+class Search:
+    """A search in progress. ``start`` holds the first weights (rewind weights) by parameter name.
+
+    A stage draws all its random numbers from generators named after the seed, the round and the stage, so a stage
+    that was interrupted is simply run again.
+    """
+
+    config: SearchConfig
+    data: Dataset
+    model: torch.nn.Module
+    progress: Callable[[dict], None]
+    start: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self):
+        self.start = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Set the model's weights to the first ones."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self.start[name])
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes that are pruned."""
+        return AXES if self.config.axes == "joint" else (self.config.axes,)
+
+    def full(self) -> Pattern:
+        """Every edge and every maskable weight."""
+        return Pattern.full(self.data.graph.num_edges, {name: self.start[name] for name in self.model.maskable()})
+
+    def seed(self, *names) -> int:
+        """The seed of a consumer."""
+        return named_seed(self.config.seed, *names)
+
+    def make(self, *names) -> Callable[[str], torch.Generator]:
+        """Generators of tensors by name, under ``names``."""
+        return lambda tensor: generator(self.config.seed, *names, tensor)
+
+    def retrain(self, state: State, stage: str, pattern: Pattern | None) -> Fit:
+        """Train the first weights with frozen masks for ``fix_epochs``."""
+        c = self.config
+        schedule = Schedule(c.fix_epochs, c.lr, c.weight_decay)
+        return self._train(state, stage, stage, schedule, pattern, None)
+
+    def train_masks(self, state: State, stage: str, model: str, pattern: Pattern, epochs: int) -> Fit:
+        """Train the first weights and soft masks together; ``model`` names the network within the stage."""
+        c = self.config
+        schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2)
+        masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, "mask"), self.axes)
+        return self._train(state, stage, model, schedule, pattern, masks)
+
+    def _train(self, state, stage, model, schedule, pattern, masks) -> Fit:
+        self.progress({"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs})
+
+        def on_epoch(epoch, val, test):
+            self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,
+                           "epochs": schedule.epochs, "val": val})  # fmt: skip
+
+        return train(
+            self.model, self.data, schedule, self.start, pattern, masks,
+            seed=self.seed(state.round, stage, model, "dropout"),
+            keep_weights=masks is not None and self.config.score in NEEDS_WEIGHTS,
+            on_epoch=on_epoch,
+        )  # fmt: skip
+
+    def scores(self, state: State, stage: str, model: str, fit: Fit, pattern: Pattern) -> SoftMasks:
+        """Importance of the existing elements at the fit's best epoch, by the configured score."""
+        kind = self.config.score
+        gradients = self._mask_gradients(fit, pattern) if kind in NEEDS_GRADIENT else None
+        return score(kind, fit.masks, fit.weights, gradients, self.make(state.round, stage, model, "score"))
+
+    def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
+        """dL/dm of the training loss without dropout and L1 terms at the fit's best epoch."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(fit.weights[name])
+        masks = fit.masks.map(lambda m: m.clone().requires_grad_())
+        self.model.eval()
+        logits = self.model(self.data.graph, self.data.x, masks.edges, pattern.edges, masks.weights, pattern.weights)
+        loss = torch.nn.functional.cross_entropy(logits[self.data.train], self.data.y[self.data.train])
+        gradients = iter(torch.autograd.grad(loss, [*masks.axis("edges"), *masks.axis("weights")]))
+        return masks.map(lambda m: next(gradients))

@@ -1,0 +1,82 @@
+"""Stages that several methods share: the dense baseline, pruning by trained masks, retraining the ticket."""
+
+from acefast.pruning import AXES, Pattern, prune, spread
+from acefast.search.search import Search
+from acefast.search.state import State
+
+
+def log(search: Search, state: State, event: str, **fields) -> None:
+    """Append a line to the history and show it."""
+    line = {"event": event, "round": state.round, **fields}
+    state.history.append(line)
+    search.progress(line)
+
+
+def fit_fields(fit, prefix: str = "") -> dict:
+    """A fit's reproducible numbers for the history."""
+    return {f"{prefix}{name}": getattr(fit, name) for name in ("val", "val_loss", "test", "best_epoch")}
+
+
+def dense(search: Search, state: State) -> None:
+    """Train the dense baseline, which is round 0."""
+    fit = search.retrain(state, "dense", None)
+    full = search.full()
+    state.put("keep", full)
+    log(search, state, "round", **full.counts(), exchanged=None, **fit_fields(fit))
+
+
+def imp(search: Search, state: State) -> None:
+    """Iterative magnitude pruning: train weights and soft masks together, remove the lowest scores of each axis."""
+    before = state.get("keep")
+    fit = search.train_masks(state, "imp", "imp", before, search.config.mask_epochs)
+    scores = search.scores(state, "imp", "imp", fit, before)
+    fractions = {axis: getattr(search.config, f"prune_{axis}") for axis in search.axes}
+    mined = _recently_mined(state, before, max(1, search.config.protect))
+    keep = prune(before, scores, fractions, mined if search.config.protect else None)
+    state.put("keep", keep)
+    state.put("imp", keep)
+    fields = {}
+    for axis in search.axes:
+        fields[f"{axis}_spread"] = spread(scores.axis(axis), before.axis(axis))
+        fields[f"{axis}_survival"] = _survival(mined, keep, axis)
+    log(search, state, "imp", **keep.counts(), **fields, **fit_fields(fit))
+
+
+def retrain(search: Search, state: State) -> None:
+    """Rewind the round's ticket to the first weights, freeze its masks, train, report."""
+    ticket = state.get("ticket") or state.get("keep")
+    fit = search.retrain(state, "retrain", ticket)
+    state.put("result", ticket)
+    state.values["result"] = {"val": fit.val, "test": fit.test}
+    exchanged = None
+    if "candidate" in state.values:
+        gained = ticket.minus(state.get("imp"))
+        exchanged = sum(gained.kept(axis) for axis in AXES)
+    fields = {"candidate": state.values["candidate"]} if "candidate" in state.values else {}
+    log(search, state, "round", **ticket.counts(), exchanged=exchanged, **fields, **fit_fields(fit))
+
+
+def remember_mined(state: State) -> None:
+    """Note the round in which elements that this round's ticket won back were mined."""
+    gained = state.get("keep").minus(state.get("imp"))
+    age = state.get("mined_in")
+    number = state.round
+    mined = gained.map(lambda new: new.short() * number)
+    state.put("mined_in", mined if age is None else mined.map(lambda new, old: new.where(new > 0, old), age))
+
+
+def _recently_mined(state: State, keep: Pattern, rounds: int) -> Pattern | None:
+    """Kept elements that were mined within the last ``rounds`` rounds; None where nothing was ever mined."""
+    age = state.get("mined_in")
+    if age is None:
+        return None
+    oldest = state.round - rounds
+    return keep.map(lambda kept, mined_in: kept & (mined_in > 0) & (mined_in >= oldest), age)
+
+
+def _survival(mined: Pattern | None, keep: Pattern, axis: str) -> float | None:
+    """Fraction of the recently mined elements that pruning left in place; None without any."""
+    if mined is None or not mined.kept(axis):
+        return None
+    left = sum(int((m & k).sum()) for m, k in zip(mined.axis(axis), keep.axis(axis), strict=True))
+    return left / mined.kept(axis)
