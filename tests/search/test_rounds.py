@@ -1,0 +1,238 @@
+"""Whole searches on a tiny graph: counts, axes, resuming, what a folder refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from acefast.errors import InputError
+from acefast.nn import GCN
+from acefast.pruning import ladder
+from acefast.search import Run, find_ticket, resolve_config, run_search
+
+METHODS = [("dense", "paper"), ("ugs", "paper"), ("ace", "paper"), ("ace", "released")]
+
+
+def contents(folder):
+    """Bytes of all that must be reproducible: history and tickets."""
+    files = [folder / "history.jsonl", *sorted((folder / "tickets").iterdir())]
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("method", ["ugs", "ace"])
+def test_counts_are_exactly_the_ladder_over_20_rounds(tiny, tiny_config, method):
+    config = tiny_config(method=method, rounds=20, mask_epochs=1, fix_epochs=1, ace_epochs=1, ace_rounds=1)
+    run = run_search(tiny, config)
+    rounds = run.rounds
+    assert [r["round"] for r in rounds] == list(range(21))
+    assert [r["edges_kept"] for r in rounds] == ladder(tiny.graph.num_edges, 0.05, 20)
+    assert [r["weights_kept"] for r in rounds] == ladder(8 * (30 + 3), 0.2, 20)
+
+
+def test_ladder_is_exact_when_all_scores_tie(tiny, tiny_config):
+    config = tiny_config(method="ugs", rounds=5, mask_epochs=1, fix_epochs=1, mask_noise=0.0, lr=1e-30, s1=0.0, s2=0.0)
+    rounds = run_search(tiny, config).rounds
+    assert [r["edges_kept"] for r in rounds] == ladder(tiny.graph.num_edges, 0.05, 5)
+    assert [r["weights_kept"] for r in rounds] == ladder(8 * (30 + 3), 0.2, 5)
+
+
+@pytest.mark.parametrize("method", ["ugs", "ace"])
+@pytest.mark.parametrize("axes", ["edges", "weights"])
+def test_a_single_axis_leaves_the_other_whole(tiny, tiny_config, axes, method):
+    run = run_search(tiny, tiny_config(method=method, axes=axes))
+    ticket = run.ticket(2)
+    other = "weights" if axes == "edges" else "edges"
+    assert all(r[f"{other}_kept"] == r[f"{other}_total"] for r in run.rounds)
+    assert run.rounds[2][f"{axes}_kept"] < run.rounds[1][f"{axes}_kept"] < run.rounds[0][f"{axes}_kept"]
+    whole = list(ticket.weight_keep.values()) if axes == "edges" else [ticket.edge_keep]
+    assert all(bool(keep.all()) for keep in whole)
+    assert not any(f"{other}_exchanged" in event for event in run.history)
+
+
+def test_tickets_hold_what_the_history_says(tiny, tiny_config, tmp_path):
+    run = run_search(tiny, tiny_config(), tmp_path / "run")
+    for number, event in enumerate(run.rounds):
+        if number:
+            ticket = run.ticket(number)
+            assert int(ticket.edge_keep.sum()) == event["edges_kept"]
+            assert sum(int(k.sum()) for k in ticket.weight_keep.values()) == event["weights_kept"]
+            assert ticket.metadata["val"] == event["val"]
+            assert ticket.metadata["config_hash"] == run.config.hash()
+            assert ticket.metadata["fingerprint"] == tiny.graph.fingerprint()
+    loaded = Run.load(tmp_path / "run")
+    assert loaded.history == run.history
+    assert loaded.config == run.config
+    assert {t["stage"] for t in loaded.timings} == {"dense", "imp", "ace-1", "ace-2", "ace-3", "candidate", "retrain"}
+    with pytest.raises(InputError, match="tickets of rounds 1 to 2"):
+        loaded.ticket(3)
+
+
+def test_same_search_twice_gives_the_same_bits_in_memory_and_on_disk(tiny, tiny_config, tmp_path):
+    one, two = run_search(tiny, tiny_config(), tmp_path / "one"), run_search(tiny, tiny_config())
+    assert one.history == two.history
+    for a, b in zip(one.tickets, two.tickets, strict=True):
+        assert torch.equal(a.edge_keep, b.edge_keep)
+        assert all(torch.equal(a.weight_keep[name], b.weight_keep[name]) for name in b.weight_keep)
+        assert all(torch.equal(a.rewind[name], b.rewind[name]) for name in b.rewind)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["stage_end", "stage", "epoch"])
+@pytest.mark.parametrize(("method", "preset"), METHODS)
+def test_resuming_after_every_boundary_gives_the_same_bits(tiny, tiny_config, tmp_path, method, preset, kind):
+    config = tiny_config(method=method, preset=preset)
+    undisturbed = tmp_path / "undisturbed"
+    run_search(tiny, config, undisturbed)
+
+    folder = tmp_path / "killed"
+    seen = set()
+
+    def kill_once_at_each(event):
+        place = (event["event"], event.get("round"), event.get("stage"), event.get("model"))
+        if event["event"] == kind and place not in seen:
+            seen.add(place)
+            raise Killed
+
+    for _ in range(200):
+        try:
+            run_search(tiny, config, folder, kill_once_at_each)
+            break
+        except Killed:
+            continue
+    assert len(seen) >= len({(t["round"], t["stage"]) for t in Run.load(undisturbed).timings})
+    assert contents(folder) == contents(undisturbed)
+    assert contents(folder) == contents(folder)
+    before = contents(folder)
+    run_search(tiny, config, folder)
+    assert contents(folder) == before
+
+
+WORKER = """
+import sys
+from acefast.data import synthetic_citation
+from acefast.search import resolve_config, run_search
+data = synthetic_citation(80, 30, 3, seed=1, num_edges=160, words=6.0, train_per_class=6, num_val=20, num_test=24, name="tiny")
+config = resolve_config("tiny", hidden=8, rounds=3, mask_epochs=40, fix_epochs=40, ace_epochs=10, ace_rounds=3, threads=1)
+run_search(data, config, sys.argv[1], lambda event: print(event["event"], flush=True))
+"""
+
+
+@pytest.mark.parametrize("wait", [0.1, 0.6])
+def test_sigkill_and_rerun_gives_the_same_bits(tmp_path, wait):
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, text=True)
+
+    undisturbed = start(tmp_path / "undisturbed")
+    assert undisturbed.communicate(timeout=120) and undisturbed.returncode == 0
+    killed = start(tmp_path / "killed")
+    for line in killed.stdout:
+        if line.strip() == "epoch":
+            break
+    time.sleep(wait)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    again = start(tmp_path / "killed")
+    assert again.communicate(timeout=120) and again.returncode == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+    assert not [path for path in (tmp_path / "killed").rglob(".*.tmp")]
+
+
+def test_a_half_written_state_is_mended(tiny, tiny_config, tmp_path):
+    """Derived files that lag behind the checkpoint, as after a kill between two writes, are rewritten from it."""
+    config = tiny_config(method="ugs")
+    run_search(tiny, config, tmp_path)
+    whole = contents(tmp_path)
+    (tmp_path / "history.jsonl").write_text("")
+    (tmp_path / "checkpoint.json").unlink()
+    (tmp_path / "tickets" / ".round-02.safetensors.1.tmp").write_bytes(b"half")
+    run_search(tiny, config, tmp_path)
+    assert contents(tmp_path) == whole
+    assert (tmp_path / "checkpoint.json").exists()
+
+
+def test_a_folder_of_another_search_is_refused_and_left_as_it_is(tiny, tiny_config, tmp_path):
+    run_search(tiny, tiny_config(method="ugs"), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"holds a search with seed = 3 \(now 4\)"):
+        run_search(tiny, tiny_config(method="ugs", seed=4), tmp_path)
+    other = tiny.with_row_normalized_features()
+    with pytest.raises(InputError, match="another data set"):
+        run_search(other, tiny_config(method="ugs"), tmp_path)
+    model = GCN(tiny.num_features, 8, tiny.num_classes, seed=99)
+    with pytest.raises(InputError, match="other first weights"):
+        run_search(tiny, tiny_config(method="ugs"), tmp_path, model=model)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_with_other_files_is_refused(tiny, tiny_config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds files of no search"):
+        run_search(tiny, tiny_config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.name[0] != "."] in (["thesis.tex"], ["thesis.tex", "tickets"], ["tickets", "thesis.tex"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot use"):
+        run_search(tiny, tiny_config(), tmp_path / "file")
+
+
+def test_two_writers_are_refused(tiny, tiny_config, tmp_path):
+    def second(event):
+        if event["event"] == "stage":
+            run_search(tiny, tiny_config(), tmp_path)
+
+    with pytest.raises(InputError, match="another process is running"):
+        run_search(tiny, tiny_config(), tmp_path, second)
+
+
+def test_a_damaged_checkpoint_is_refused(tiny, tiny_config, tmp_path):
+    run_search(tiny, tiny_config(method="ugs"), tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        run_search(tiny, tiny_config(method="ugs"), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_an_edited_config_is_refused(tiny, tiny_config, tmp_path):
+    run_search(tiny, tiny_config(method="ugs"), tmp_path)
+    path = tmp_path / "config.toml"
+    path.write_text(path.read_text().replace("seed = 3", "seed = 4"))
+    with pytest.raises(InputError, match="was changed"):
+        run_search(tiny, tiny_config(method="ugs", seed=4), tmp_path)
+
+
+def test_history_lines_are_strict_json_and_carry_no_times(tiny, tiny_config, tmp_path):
+    run_search(tiny, tiny_config(), tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert {"imp", "candidate", "ace_round", "round"} == {e["event"] for e in events}
+    assert not any("second" in key for event in events for key in event)
+    timings = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()]
+    assert all(t["seconds"] >= 0 for t in timings)
+
+
+def test_find_ticket_with_own_model_and_own_method(tiny):
+    from acefast.search.stages import imp, retrain
+
+    model = GCN(tiny.num_features, 6, tiny.num_classes, seed=7)
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    short = dict(rounds=1, mask_epochs=2, fix_epochs=2, threads=1)
+    run = find_ticket(tiny, model, lambda config: [("imp", imp), ("retrain", retrain)], **short)
+    assert len(run.rounds) == 2
+    assert all(torch.equal(run.ticket(1).rewind[name], first[name]) for name in first)
+    assert all(torch.equal(p, first[name]) for name, p in model.named_parameters())
+    with pytest.raises(InputError, match="within config"):
+        find_ticket(tiny, "gcn", "ugs", resolve_config("cora"), rounds=3)
+
+
+def test_an_unavailable_device_is_refused(tiny, tiny_config):
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            run_search(tiny, tiny_config(device="cuda"))
