@@ -114,8 +114,8 @@ def train(
                     torch._foreach_copy_(snapshot, [t.detach() for t in tracked])
         if on_epoch is not None:
             on_epoch(epoch, val, test)
-    if not bool(torch.isfinite(loss)):
-        raise InputError(f"training diverged: the loss is {float(loss)} after {schedule.epochs} epochs; lower lr, s1 or s2")
+    if not all(bool(torch.isfinite(t).all()) for t in (loss, *leaves)):
+        raise InputError(f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr")
     return _with_snapshot(best, snapshot, masks, parameters if keep_weights else {})
 
 
