@@ -1,0 +1,155 @@
+"""One record for every dataset: graph, features, labels, split, task and metric, checked when it is made."""
+
+import copy
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from acefast.csr import CSR
+from acefast.errors import InputError
+from acefast.graph import Graph
+
+TASKS = {"node": ("accuracy",)}  # task -> its metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A graph to learn on. Immutable; every field is checked by `check` when the record is made.
+
+    name         what reports call it
+    graph        Graph with N nodes
+    x            features [N, num_features] float32, a CSR or a dense tensor
+    y            labels [N] int64 in [0, num_classes)
+    train, val, test   node numbers of the split, int64, no node in two of them
+    num_classes  number of classes
+    task         "node": classification of nodes
+    metric       "accuracy"
+
+    Raises InputError, in one sentence, for the first thing that does not fit.
+    """
+
+    name: str
+    graph: Graph
+    x: CSR | Tensor
+    y: Tensor
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    num_classes: int
+    task: str = "node"
+    metric: str = "accuracy"
+
+    def __post_init__(self):
+        check(self)
+
+    def __repr__(self):
+        split = "/".join(str(index.numel()) for index in (self.train, self.val, self.test))
+        return (
+            f"Dataset({self.name!r}, nodes={self.num_nodes}, edges={self.graph.num_edges}, "
+            f"features={self.num_features}, classes={self.num_classes}, split={split}, device={self.device})"
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        return self.y.numel()
+
+    @property
+    def num_features(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.y.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the edges, features, labels, split and task: what a run is bound to. The name is not in it."""
+        features = [self.x.rowptr, self.x.col.long(), self.x.value] if isinstance(self.x, CSR) else [self.x]
+        digest = hashlib.sha256(f"{self.graph.fingerprint()} {self.num_classes} {self.task} {self.metric}".encode())
+        for array in (*features, self.y, self.train, self.val, self.test):
+            digest.update(f" {array.dtype} {list(array.shape)} ".encode())
+            digest.update(array.detach().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    def to(self, device) -> "Dataset":
+        """The same data on `device`, without being checked again."""
+        if torch.device(device) == self.device:
+            return self
+        moved = copy.copy(self)
+        fields = ("graph", "x", "y", "train", "val", "test")
+        vars(moved).update({field: getattr(self, field).to(device) for field in fields})
+        return moved
+
+    def with_row_normalized_features(self) -> "Dataset":
+        """Features divided by their row's sum, x_ij / Σ_k x_ik; a row that sums to 0 becomes 0 (as GCN and UGS do)."""
+        if isinstance(self.x, CSR):
+            total = torch.zeros(self.x.shape[0], dtype=torch.float64, device=self.device)
+            total.index_add_(0, self.x.rows(), self.x.value.double())
+            x = self.x.with_values((self.x.value * _inverse(total)[self.x.rows()]).float())
+        else:
+            x = (self.x * _inverse(self.x.double().sum(1, keepdim=True))).float()
+        return replace(self, x=x)
+
+
+def _inverse(total: Tensor) -> Tensor:
+    return torch.where(total != 0, 1 / total, 0)
+
+
+def check(data: Dataset) -> None:
+    """Raises InputError for the first field of `data` that is of the wrong type, length, range or device."""
+
+    def refuse(problem: str):
+        raise InputError(f"dataset {data.name}: {problem}")
+
+    if not isinstance(data.graph, Graph):
+        refuse(f"graph must be an acefast.Graph, got {type(data.graph).__name__}")
+    if not isinstance(data.x, CSR | Tensor):
+        refuse(f"x must be a tensor or an acefast.CSR, got {type(data.x).__name__}")
+    for field in ("y", "train", "val", "test"):
+        value = getattr(data, field)
+        if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 1:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            refuse(f"{field} must be an int64 vector, got {got}")
+    for field in ("graph", "x", "train", "val", "test"):
+        device = getattr(data, field).device
+        if device != data.y.device:
+            refuse(f"all arrays must be on one device, got {field} on {device} and y on {data.y.device}")
+    if data.metric not in TASKS.get(data.task, ()):
+        known = ", ".join(f"{task} with {metric}" for task, metrics in TASKS.items() for metric in metrics)
+        refuse(f"task {data.task!r} with metric {data.metric!r} is not known, expected {known}")
+
+    if data.graph.num_src != data.graph.num_dst:
+        refuse(f"the graph must have one set of nodes, got {data.graph.num_src} sources and {data.graph.num_dst} destinations")
+    n = data.graph.num_dst
+    if len(data.x.shape) != 2 or data.x.shape[0] != n or data.x.shape[1] < 1:
+        refuse(f"x must be [{n}, at least 1], one row a node, got {list(data.x.shape)}")
+    if data.x.dtype != torch.float32:
+        refuse(f"x must be float32, got {data.x.dtype}")
+    finite = torch.isfinite(data.x.value if isinstance(data.x, CSR) else data.x)
+    if not bool(finite.all()):
+        refuse(f"features must be finite, got {int((~finite).sum())} that are NaN or infinite")
+
+    if data.y.numel() != n:
+        refuse(f"y must have one label for each of the {n} nodes, got {data.y.numel()}")
+    if not isinstance(data.num_classes, int) or data.num_classes < 2:
+        refuse(f"num_classes must be an integer of at least 2, got {data.num_classes!r}")
+    if n and not 0 <= int(data.y.min()) <= int(data.y.max()) < data.num_classes:
+        refuse(f"labels must lie in [0, {data.num_classes}), got [{int(data.y.min())}, {int(data.y.max())}]")
+
+    owner = torch.zeros(n, dtype=torch.int8, device=data.device)
+    for mark, field in enumerate(("train", "val", "test"), 1):
+        index = getattr(data, field)
+        if not index.numel():
+            refuse(f"the {field} split is empty")
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= n:
+            refuse(f"the {field} split names node {low if low < 0 else high}, nodes are 0 to {n - 1}")
+        taken = owner[index]
+        if bool(taken.any()):
+            refuse(f"the {field} split shares node {int(index[taken != 0][0])} with another split")
+        owner[index] = mark
+        if int((owner == mark).sum()) != index.numel():
+            refuse(f"the {field} split names a node twice")
