@@ -13,7 +13,7 @@
 //   Every tensor is contiguous and on one device. An output that is not needed is returned with shape [0].
 //   Results are the same to the bit for any number of threads or order of blocks: work is split by the data.
 //
-// spmm(graph, x, weight?, mask?, keep?, self_weight?, row_scale?) -> y
+// spmm(graph, x, weight?, mask?, keep?, self_weight?, row_scale?, all_edges) -> y        (all_edges concerns the backward only)
 //   y_i = row_scale_i * sum over kept e: j -> i of weight_e * mask_e * x_j + self_weight_i * x_i
 //   x T [n_src, F], weight and mask A [E], keep bool [E], self_weight A [n_dst] (only where n_src = n_dst), row_scale A [n_dst];
 //   y T [n_dst, F]. A row without kept edges is self_weight_i * x_i, or 0.
