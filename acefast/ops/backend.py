@@ -151,6 +151,11 @@ def implementation(op: str, device: str, name: str):
     raise RuntimeError(f"backend {name!r} does not serve {op} on {device}: {_why_not(name, op, device)}")
 
 
+def loaded() -> dict[str, str]:
+    """Device -> file name of the op library that is loaded for it."""
+    return dict(_loaded)
+
+
 def serving(op: str, device: str) -> str:
     """The name of the backend that serves `op` on `device` under "auto"."""
     return next(name for name in _AUTO[device] if _find(name, op, device) is not None)
@@ -181,16 +186,17 @@ def report() -> dict:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     return {
         "versions": {name: version(name) for name in ("acefast", "torch", "triton", "numpy", "torch_geometric")},
         "build": build,
         "libraries": sorted(path.name for path in _library_folder.glob("*.so")),
-        "loaded": dict(_loaded),
+        "loaded": loaded(),
         "not_loaded": dict(_load_errors),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda_available": torch.cuda.is_available(),
         "triton_error": _triton_error(),
-        "serving": {op: {device: serving(op, device) for device in _AUTO} for op in SCHEMAS},
+        "serving": {op: {device: serving(op, device) for device in devices} for op in SCHEMAS},
     }
 
 

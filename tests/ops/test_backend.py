@@ -1,0 +1,75 @@
+"""Which backend serves what, and what happens when a binary does not load."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import acefast
+from acefast import InputError, ops
+from acefast.ops import backend
+
+REFERENCE_ONLY = {"gumbel_topk", "exchange"}
+WANTED = os.environ.get("ACEFAST_BUILD", "auto") != "none"
+
+
+@pytest.mark.skipif(not WANTED, reason="ACEFAST_BUILD=none asks for an install without native code")
+def test_native_kernels_serve_the_cpu():
+    assert backend.loaded().get("cpu"), backend.report()["not_loaded"]
+    served = {op: backend.serving(op, "cpu") for op in backend.SCHEMAS}
+    assert served == {op: "torch" if op in REFERENCE_ONLY else "native" for op in backend.SCHEMAS}
+
+
+def test_explicit_choice_fails_loudly_and_auto_falls_back():
+    scores = [torch.randn(5)]
+    with acefast.backend("native"), pytest.raises(RuntimeError, match="does not serve gumbel_topk on cpu"):
+        ops.gumbel_topk(scores, 2, seed=0)
+    assert int(ops.gumbel_topk(scores, 2, seed=0)[0].sum()) == 2
+    assert acefast.get_backend() == "auto"
+    with pytest.raises(InputError, match="backend must be one of"):
+        acefast.set_backend("fast")
+
+
+def test_backend_is_restored_after_an_error():
+    with pytest.raises(KeyError), acefast.backend("torch"):
+        raise KeyError
+    assert acefast.get_backend() == "auto"
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt"])
+def test_library_that_does_not_load_warns_once_and_the_reference_serves(tmp_path, damage):
+    library = tmp_path / backend.native_library("cpu").name
+    if damage == "corrupt":
+        library.write_bytes(b"not an ELF file")
+    script = f"""
+import pathlib, warnings
+real = pathlib.Path.__truediv__
+def elsewhere(self, other):
+    if other == "lib" and self.name == "acefast":
+        return pathlib.Path({str(tmp_path)!r})
+    return real(self, other)
+pathlib.Path.__truediv__ = elsewhere
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import acefast
+pathlib.Path.__truediv__ = real
+texts = [str(w.message) for w in caught if "acefast" in str(w.message)]
+assert len(texts) == 1 and "libacefast_cpu" in texts[0], texts
+import torch
+from acefast.ops import backend
+assert backend.serving("spmm", "cpu") == "torch"
+g = acefast.Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
+assert acefast.ops.spmm(g, torch.tensor([[1.0], [2.0]])).tolist() == [[2.0], [1.0]]
+print(backend.report()["not_loaded"]["cpu"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("was not built" if damage == "missing" else "did not load") in done.stdout
+
+
+def test_report_names_versions_and_every_op():
+    report = backend.report()
+    assert report["versions"]["torch"] and report["versions"]["acefast"]
+    assert set(report["serving"]) == set(backend.SCHEMAS)

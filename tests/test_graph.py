@@ -1,0 +1,100 @@
+"""Graph: structure, checks, conversions."""
+
+import pytest
+import torch
+
+from acefast import Graph, InputError
+from tests.inputs import edge_sets
+
+
+@pytest.mark.parametrize("name", edge_sets())
+def test_structure(name):
+    edges, sizes = edge_sets()[name]
+    g = Graph.from_edge_index(edges, sizes)
+    assert torch.equal(g.edge_index(), edges)
+    assert (g.num_src, g.num_dst, g.num_edges) == (*sizes, edges.size(1))
+    slots = torch.arange(g.num_edges)
+    for ptr, other, ids, key, value in (
+        (g.rowptr, g.col, g.eid, edges[1], edges[0]),
+        (g.colptr, g.row, g.ceid, edges[0], edges[1]),
+    ):
+        ids = slots if ids is None else ids.long()
+        assert torch.equal(ids.sort().values, slots)
+        assert torch.equal(other.long(), value[ids])
+        for i in range(ptr.numel() - 1):
+            inside = ids[ptr[i] : ptr[i + 1]]
+            assert bool((key[inside] == i).all()) and torch.equal(inside, inside.sort().values)
+    by_destination = bool((edges[1].diff() >= 0).all())
+    assert (g.eid is None) == by_destination
+
+
+def test_index_types_and_inferred_size():
+    g = Graph.from_edge_index(torch.tensor([[0, 4], [2, 1]], dtype=torch.int32))
+    assert g.num_nodes == 5 and g.col.dtype == torch.int32 and g.rowptr.dtype == torch.int64
+    assert Graph.from_edge_index(torch.zeros(2, 0, dtype=torch.long)).num_nodes == 0
+
+
+@pytest.mark.parametrize(
+    ("edges", "nodes", "words"),
+    [
+        ([[0, 1], [1, 0]], 2, "must be an int32 or int64 tensor"),
+        (torch.zeros(2, 3), 2, "must be an int32 or int64 tensor"),
+        (torch.zeros(3, 2, dtype=torch.long), 2, r"must have shape \[2, E\], got \[3, 2\]"),
+        (torch.tensor([[0, 2], [1, 0]]), 2, "source index 2 is out of range for 2 source nodes"),
+        (torch.tensor([[0, 1], [1, -1]]), 2, "destination index -1 is out of range"),
+        (torch.tensor([[0, 1], [1, 3]]), (2, 3), "destination index 3 is out of range for 3"),
+        (torch.zeros(2, 0, dtype=torch.long), -1, "must not be negative"),
+    ],
+)
+def test_refusals(edges, nodes, words):
+    with pytest.raises(InputError, match=words):
+        Graph.from_edge_index(edges, nodes)
+
+
+@pytest.mark.parametrize("name", edge_sets())
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+def test_compact(name, fraction):
+    edges, sizes = edge_sets()[name]
+    g = Graph.from_edge_index(edges, sizes)
+    keep = torch.rand(g.num_edges) < fraction
+    expected = Graph.from_edge_index(edges[:, keep], sizes)
+    for h in (g.compact(keep), g.compact(keep, num_kept=int(keep.sum()))):
+        assert torch.equal(h.edge_index(), edges[:, keep])
+        assert torch.equal(h.edge_ids, keep.nonzero().squeeze(1))
+        assert torch.equal(h.rowptr, expected.rowptr) and torch.equal(h.col, expected.col)
+        assert torch.equal(h.colptr, expected.colptr) and torch.equal(h.row, expected.row)
+    with pytest.raises(InputError, match="keep must be bool"):
+        g.compact(keep.float())
+
+
+def test_fingerprint_depends_on_edges_order_and_sizes():
+    edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    g = Graph.from_edge_index(edges, 3)
+    assert g.fingerprint() == Graph.from_edge_index(edges.int(), 3).fingerprint()
+    others = (Graph.from_edge_index(edges.flip(1), 3), Graph.from_edge_index(edges, 4))
+    assert len({g.fingerprint(), *(o.fingerprint() for o in others)}) == 3
+
+
+def test_scipy_and_pyg_round_trips():
+    from torch_geometric.data import Data
+
+    edges, sizes = edge_sets()["power_law"]
+    g = Graph.from_edge_index(edges, sizes)
+    again = Graph.from_scipy(g.to_scipy(torch.arange(g.num_edges).float()))
+    assert torch.equal(again.edge_index(), edges)
+    data = Data(edge_index=edges, num_nodes=97)
+    assert torch.equal(Graph.from_pyg(data).edge_index(), edges)
+    back = g.to_pyg(y=torch.ones(97))
+    assert torch.equal(back.edge_index, edges) and back.num_nodes == 97 and back.y.sum() == 97
+
+
+def test_torch_sparse_round_trip():
+    torch_sparse = pytest.importorskip("torch_sparse", reason="torch_sparse is not installed")
+    edges, sizes = edge_sets()["bipartite"]
+    edges = torch.unique(edges.flip(0), dim=1).flip(0)  # sorted by destination; SparseTensor.to_dense drops multi-edges
+    adj_t = torch_sparse.SparseTensor(row=edges[1], col=edges[0], sparse_sizes=(sizes[1], sizes[0]))
+    g = Graph.from_torch_sparse(adj_t)
+    assert g.num_nodes == sizes
+    value = torch.arange(g.num_edges).float()
+    dense = g.to_torch_sparse(value).to_dense()
+    assert torch.equal(dense, torch.from_numpy(g.to_scipy(value).toarray()).T)
