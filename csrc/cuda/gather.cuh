@@ -1,0 +1,203 @@
+// The sparse gather that spmm (forward, and backward to x alone) and masked_linear_csr share:
+//   out_i = out_scale_i * sum over kept slots s of row i of weight_e mask_e slot_scale_j in_j  +  self_weight_i in_i
+// with j = idx[s], e = eid[s]. A warp takes one segment of a row and one block of columns: its lanes read 32 indices and
+// coefficients at once, pack the kept ones in shared memory, and then split into groups that take one edge each, every lane
+// of a group holding VEC x REPEAT columns.
+#pragma once
+
+#include "common.cuh"
+
+namespace acefast {
+
+template <typename TIn, typename TOut, typename A, typename I>
+struct GatherArgs {
+  const int64_t* ptr;      // [rows + 1]
+  const I* idx;            // [edges]
+  const I* eid;            // [edges] or nullptr
+  const TIn* in;           // [*, features]
+  TOut* out;               // [rows, features]
+  const A* weight;         // [edges] or nullptr, by edge id
+  const A* mask;           // [edges] or nullptr, by edge id
+  const bool* keep;        // [edges] or nullptr, by edge id
+  const A* slot_scale;     // by idx, or nullptr
+  const A* out_scale;      // [rows] or nullptr
+  const A* self_weight;    // [rows] or nullptr
+  A* partial;              // [2 * pieces, features]
+  int64_t rows, edges, features, pieces;
+  int64_t column_blocks;
+  int group;               // lanes that share an edge: a power of two up to 32
+};
+
+constexpr int kUnroll = 4;
+
+// Columns of one block: group lanes x REPEAT x VEC; repeat r of lane l starts at column(block, r, l).
+template <int VEC>
+constexpr int kRepeat = VEC == 1 ? 4 : 1;
+
+template <int VEC>
+__device__ __forceinline__ int64_t column_of(int64_t block, int repeat, int lane_in_group, int group) {
+  return ((block * kRepeat<VEC> + repeat) * group + lane_in_group) * VEC;
+}
+
+inline int group_lanes(int64_t features, int vec) {
+  int group = 1;
+  while (group < kWarp && int64_t{group} * vec < features) group *= 2;
+  return group;
+}
+
+inline int64_t column_blocks(int64_t features, int group, int vec) {
+  return ceil_div(features, int64_t{group} * vec * (vec == 1 ? 4 : 1));
+}
+
+template <typename TIn, typename TOut, typename A, int VEC>
+__device__ __forceinline__ void finish_columns(const TIn* self_in, TOut* out, int64_t c, const A* acc, A scale, A self_weight) {
+  Pack<TOut, VEC> result;
+  if (self_in) {
+    const Pack<TIn, VEC> own = load_pack<VEC>(self_in + c);
+    for (int v = 0; v < VEC; ++v) result.v[v] = static_cast<TOut>(scale * acc[v] + self_weight * to_acc(own.v[v]));
+  } else {
+    for (int v = 0; v < VEC; ++v) result.v[v] = static_cast<TOut>(scale * acc[v]);
+  }
+  store_pack(out + c, result);
+}
+
+template <typename TIn, typename TOut, typename A, typename I, int VEC>
+__global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn, TOut, A, I> a) {
+  constexpr int R = kRepeat<VEC>;
+  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
+  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp]);
+  const int lane = lane_index(), warp = warp_index();
+  const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
+  const int64_t items = (2 * a.pieces + a.rows) * a.column_blocks;
+  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+    const int64_t block = item % a.column_blocks;
+    const Segment seg = segment_of(item / a.column_blocks, a.ptr, a.rows, a.edges, a.pieces);
+    if (seg.partial >= 0 && seg.begin == seg.end) continue;
+    A acc[R * VEC] = {};
+    for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
+      const int64_t slot = base + lane;
+      bool live = slot < seg.end;
+      I j = 0;
+      A coef = 1;
+      if (live) {
+        const int64_t e = a.eid ? static_cast<int64_t>(a.eid[slot]) : slot;
+        live = !a.keep || a.keep[e];
+        if (live) {
+          j = a.idx[slot];
+          if (a.weight) coef *= a.weight[e];
+          if (a.mask) coef *= a.mask[e];
+          if (a.slot_scale) coef *= a.slot_scale[j];
+        }
+      }
+      const unsigned alive = __ballot_sync(kFullMask, live);
+      if (live) {
+        const int rank = __popc(alive & lanes_below(lane));
+        shared_index[warp][rank] = j;
+        shared_coef[warp][rank] = coef;
+      }
+      __syncwarp();
+      const int count = __popc(alive);
+      for (int k = my_group; k < count; k += groups * kUnroll) {
+        Pack<TIn, VEC> value[kUnroll][R];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+          const int edge = k + u * groups;
+          if (edge < count) {
+            const TIn* source = a.in + static_cast<int64_t>(shared_index[warp][edge]) * a.features;
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+              const int64_t c = column_of<VEC>(block, r, in_group, group);
+              if (c < a.features) value[u][r] = load_pack<VEC>(source + c);
+            }
+          }
+        }
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+          const int edge = k + u * groups;
+          if (edge < count) {
+            const A weight = shared_coef[warp][edge];
+#pragma unroll
+            for (int r = 0; r < R; ++r) {
+              if (column_of<VEC>(block, r, in_group, group) < a.features) {
+#pragma unroll
+                for (int v = 0; v < VEC; ++v) acc[r * VEC + v] += weight * to_acc(value[u][r].v[v]);
+              }
+            }
+          }
+        }
+      }
+      __syncwarp();
+    }
+    for (int offset = group; offset < kWarp; offset *= 2) {
+#pragma unroll
+      for (int v = 0; v < R * VEC; ++v) acc[v] += __shfl_xor_sync(kFullMask, acc[v], offset);
+    }
+    if (my_group != 0) continue;
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const int64_t c = column_of<VEC>(block, r, in_group, group);
+      if (c >= a.features) continue;
+      if (seg.partial >= 0) {
+        for (int v = 0; v < VEC; ++v) a.partial[seg.partial * a.features + c + v] = acc[r * VEC + v];
+      } else {
+        finish_columns<TIn, TOut, A, VEC>(a.self_weight ? a.in + seg.row * a.features : nullptr, a.out + seg.row * a.features, c,
+                                          acc + r * VEC, a.out_scale ? a.out_scale[seg.row] : A(1),
+                                          a.self_weight ? a.self_weight[seg.row] : A(0));
+      }
+    }
+  }
+}
+
+// Adds the pieces of every long row in the order of its slots. A warp looks at 32 rows and takes 32 columns.
+template <typename TIn, typename TOut, typename A>
+__global__ void __launch_bounds__(kThreads)
+    spmm_join_kernel(const int64_t* ptr, int64_t rows, int64_t features, const A* partial, const TIn* in, TOut* out,
+                     const A* out_scale, const A* self_weight) {
+  const int lane = lane_index();
+  const int64_t blocks = (features + kWarp - 1) / kWarp, items = (rows + kWarp - 1) / kWarp * blocks;
+  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp_index(); item < items;
+       item += int64_t{gridDim.x} * kWarpsPerBlock) {
+    const int64_t first_row = item / blocks * kWarp, c = item % blocks * kWarp + lane;
+    const int64_t mine = first_row + lane;
+    unsigned long_rows = __ballot_sync(kFullMask, mine < rows && ptr[min(mine + 1, rows)] - ptr[min(mine, rows)] > kPiece);
+    for (; long_rows; long_rows &= long_rows - 1) {
+      const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1;
+      if (c >= features) continue;
+      const int64_t first = first_partial(ptr[row]), last = last_partial(ptr[row + 1]);
+      A sum = partial[first * features + c];
+#pragma unroll 8
+      for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) sum += partial[p * features + c];
+      finish_columns<TIn, TOut, A, 1>(self_weight ? in + row * features : nullptr, out + row * features, c, &sum,
+                                      out_scale ? out_scale[row] : A(1), self_weight ? self_weight[row] : A(0));
+    }
+  }
+}
+
+// Launches the gather and, where rows can be long, the join. `like` gives the device of the partial sums.
+template <typename TIn, typename TOut, typename A, typename I>
+void launch_gather(GatherArgs<TIn, TOut, A, I> a, const Tensor& like, const DeviceScope& scope) {
+  if (a.rows == 0 || a.features == 0) return;
+  a.pieces = num_pieces(a.edges);
+  const Tensor partial = new_tensor(like, {2 * a.pieces, a.features}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  a.partial = mutable_ptr<A>(partial);
+  const auto run = [&](auto vec) {
+    constexpr int VEC = decltype(vec)::value;
+    a.group = group_lanes(a.features, VEC);
+    a.column_blocks = column_blocks(a.features, a.group, VEC);
+    ACEFAST_LAUNCH((spmm_fwd_kernel<TIn, TOut, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * a.column_blocks, kWarpsPerBlock),
+                   kThreads, 0, scope.stream(), a);
+  };
+  constexpr int kVec = 16 / sizeof(TIn);
+  if (a.features % kVec == 0 && aligned16(a.in) && aligned16(a.out)) {
+    run(std::integral_constant<int, kVec>{});
+  } else {
+    run(std::integral_constant<int, 1>{});
+  }
+  if (a.pieces > 0) {
+    const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(a.features, kWarp);
+    ACEFAST_LAUNCH((spmm_join_kernel<TIn, TOut, A>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.rows,
+                   a.features, a.partial, a.in, a.out, a.out_scale, a.self_weight);
+  }
+}
+
+}  // namespace acefast

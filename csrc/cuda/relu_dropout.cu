@@ -1,0 +1,120 @@
+// relu_dropout on CUDA: relu and dropout in one pass with counter-based noise, see csrc/ops.h.
+#include "common.cuh"
+#include "common/philox.h"
+
+namespace acefast {
+namespace {
+
+// Four elements share one Philox block; a thread takes as many whole blocks as fill 16 bytes.
+template <typename T>
+constexpr int kElements = sizeof(T) == 2 ? 8 : 4;
+
+// threshold = floor(p * 2^32) needs 33 bits: at p = 1 no word reaches it.
+template <typename T, bool kVector>
+__global__ void __launch_bounds__(kThreads)
+    relu_dropout_fwd_kernel(const T* x, T* y, int64_t count, uint64_t threshold, acc_t<T> scale, uint64_t seed, uint64_t step) {
+  constexpr int N = kElements<T>;
+  const int64_t stride = int64_t{gridDim.x} * kThreads * N;
+  for (int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; first < count; first += stride) {
+    const bool whole = kVector && first + N <= count;
+    Pack<T, N> in{}, out;
+    if (whole) {
+      in = load_pack<N>(x + first);
+    } else {
+      for (int i = 0; i < N && first + i < count; ++i) in.v[i] = x[first + i];
+    }
+#pragma unroll
+    for (int quad = 0; quad < N / 4; ++quad) {
+      const Philox4 words = philox4x32_10(seed, step, static_cast<uint64_t>(first / 4 + quad));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const acc_t<T> v = to_acc(in.v[quad * 4 + i]);
+        out.v[quad * 4 + i] = static_cast<T>(v > 0 && words.w[i] >= threshold ? v * scale : acc_t<T>(0));
+      }
+    }
+    if (whole) {
+      store_pack(y + first, out);
+    } else {
+      for (int i = 0; i < N && first + i < count; ++i) y[first + i] = out.v[i];
+    }
+  }
+}
+
+template <typename T, bool kVector>
+__global__ void __launch_bounds__(kThreads)
+    relu_dropout_bwd_kernel(const T* dy, const T* y, T* dx, int64_t count, acc_t<T> scale) {
+  constexpr int N = kElements<T>;
+  const int64_t stride = int64_t{gridDim.x} * kThreads * N;
+  for (int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; first < count; first += stride) {
+    if (kVector && first + N <= count) {
+      const Pack<T, N> grad = load_pack<N>(dy + first), kept = load_pack<N>(y + first);
+      Pack<T, N> out;
+#pragma unroll
+      for (int i = 0; i < N; ++i) out.v[i] = static_cast<T>(to_acc(kept.v[i]) > 0 ? to_acc(grad.v[i]) * scale : acc_t<T>(0));
+      store_pack(dx + first, out);
+    } else {
+      for (int64_t i = first; i < first + N && i < count; ++i)
+        dx[i] = static_cast<T>(to_acc(y[i]) > 0 ? to_acc(dy[i]) * scale : acc_t<T>(0));
+    }
+  }
+}
+
+template <typename T>
+void launch_relu_dropout_fwd(const Tensor& x, const Tensor& y, double p, int64_t seed, int64_t step, const DeviceScope& scope) {
+  const T* in = ptr<T>(x);
+  T* out = mutable_ptr<T>(y);
+  const auto scale = static_cast<acc_t<T>>(p < 1 ? 1.0 / (1.0 - p) : 0.0);
+  const auto threshold = static_cast<uint64_t>(p * 4294967296.0);
+  const auto grid = grid_of(x.numel(), int64_t{kThreads} * kElements<T>);
+  dispatch_bool(aligned16(in) && aligned16(out), [&](auto vector) {
+    ACEFAST_LAUNCH((relu_dropout_fwd_kernel<T, decltype(vector)::value>), grid, kThreads, 0, scope.stream(), in, out, x.numel(),
+                   threshold, scale, static_cast<uint64_t>(seed), static_cast<uint64_t>(step));
+  });
+}
+
+template <typename T>
+void launch_relu_dropout_bwd(const Tensor& dy, const Tensor& y, const Tensor& dx, double p, const DeviceScope& scope) {
+  const T* grad = ptr<T>(dy);
+  const T* out = ptr<T>(y);
+  T* result = mutable_ptr<T>(dx);
+  const auto scale = static_cast<acc_t<T>>(p < 1 ? 1.0 / (1.0 - p) : 0.0);
+  const auto grid = grid_of(dy.numel(), int64_t{kThreads} * kElements<T>);
+  dispatch_bool(aligned16(grad) && aligned16(out) && aligned16(result), [&](auto vector) {
+    ACEFAST_LAUNCH((relu_dropout_bwd_kernel<T, decltype(vector)::value>), grid, kThreads, 0, scope.stream(), grad, out, result,
+                   dy.numel(), scale);
+  });
+}
+
+Tensor relu_dropout(Tensor x, double p, int64_t seed, int64_t step) {
+  check(x.is_contiguous(), "relu_dropout", "x is not contiguous");
+  check(p >= 0 && p <= 1, "relu_dropout", "p must lie in [0, 1]");
+  const DeviceScope scope(x);
+  const Tensor y = torch::stable::empty_like(x);
+  if (x.numel() == 0) return y;
+  dispatch_float("relu_dropout", x.scalar_type(), [&](auto t) {
+    launch_relu_dropout_fwd<typename decltype(t)::type>(x, y, p, seed, step, scope);
+  });
+  return y;
+}
+
+Tensor relu_dropout_bwd(Tensor dy, Tensor y, double p) {
+  check(p >= 0 && p <= 1, "relu_dropout_bwd", "p must lie in [0, 1]");
+  check(dy.is_contiguous() && y.is_contiguous(), "relu_dropout_bwd", "dy and y must be contiguous");
+  check(dy.numel() == y.numel() && dy.get_device_index() == y.get_device_index(), "relu_dropout_bwd", "dy and y must match");
+  check_dtype("relu_dropout_bwd", "y", y, dy.scalar_type());
+  const DeviceScope scope(dy);
+  const Tensor dx = torch::stable::empty_like(dy);
+  if (dy.numel() == 0) return dx;
+  dispatch_float("relu_dropout_bwd", dy.scalar_type(), [&](auto t) {
+    launch_relu_dropout_bwd<typename decltype(t)::type>(dy, y, dx, p, scope);
+  });
+  return dx;
+}
+
+ACEFAST_REGISTER_CUDA(m) {
+  m.impl("relu_dropout", TORCH_BOX(&relu_dropout));
+  m.impl("relu_dropout_bwd", TORCH_BOX(&relu_dropout_bwd));
+}
+
+}  // namespace
+}  // namespace acefast

@@ -1,0 +1,90 @@
+"""Builds what the emulator tests run: csrc/cuda/*.cu for the host, under the SIMT emulator, with the address and
+undefined-behaviour sanitisers. ninja rebuilds only what changed; everything lies under build/simt."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "simt"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined"
+FLAGS = f"-std=c++20 -O1 -g1 {SANITIZERS} -fno-omit-frame-pointer -fno-strict-aliasing -fPIC -Wall -Wno-unknown-pragmas"
+LIBRARY = BUILD / "libacefast_simt.so"
+FAULTY = BUILD / "faulty"
+
+
+def compiler() -> str:
+    return os.environ.get("CXX") or "g++"
+
+
+def sources() -> list[Path]:
+    return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
+def ninja_program() -> str:
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise RuntimeError("the emulator's build needs ninja: pip install ninja") from None
+        return found
+    return str(Path(BIN_DIR) / "ninja")
+
+
+def build(*targets: Path) -> None:
+    """Builds the targets (LIBRARY, FAULTY); raises RuntimeError with the compiler's messages."""
+    include = Path(torch.__file__).parent / "include"
+    # The torch version is on the command line so that another torch rebuilds; its headers are not in the dependency files.
+    defines = f"-DACEFAST_SIMT -DACEFAST_LIBRARY=acefast_simt -DACEFAST_KEY=CPU -DTORCH_TARGET_VERSION=0x020a000000000000 -DSIMT_TORCH={torch.__version__}"
+    lines = [
+        f"cxx = {compiler()}",
+        f"flags = {FLAGS} -I{HERE / 'include'} -I{ROOT / 'csrc'}",
+        "rule cxx",
+        "  command = $cxx -x c++ $flags $more -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule shared",
+        f"  command = $cxx -shared {SANITIZERS} $in -o $out",
+        "rule program",
+        f"  command = $cxx {SANITIZERS} $in -o $out",
+        f"build simt.o: cxx {HERE / 'simt.cpp'}",
+        f"build faulty.o: cxx {HERE / 'faulty.cu'}",
+        f"build {FAULTY.name}: program faulty.o simt.o",
+    ]
+    for source in sources():
+        lines += [f"build {source.stem}.o: cxx {source}", f"  more = {defines} -isystem {include}"]
+    lines.append(f"build {LIBRARY.name}: shared simt.o " + " ".join(f"{s.stem}.o" for s in sources()))
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+        command = [ninja_program(), "-C", str(BUILD), "-j", str(os.cpu_count() or 1), *(t.name for t in targets)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the emulator's build failed:\n{done.stdout}{done.stderr}")
+
+
+def sanitized_environment() -> dict[str, str]:
+    """Environment of a Python process in which the sanitised library can be loaded: the sanitiser's run-time comes first, and
+    fresh memory is filled with 0xff bytes (NaN in every float format)."""
+    preload = [
+        subprocess.run([compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    options = "detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255:abort_on_error=1"
+    undefined = "print_stacktrace=1:halt_on_error=1"
+    return os.environ | {
+        "LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": undefined, "OMP_NUM_THREADS": "1",
+        "ACEFAST_SIMT_LIBRARY": str(LIBRARY), "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    build(*([LIBRARY, FAULTY] if len(sys.argv) < 2 else [BUILD / name for name in sys.argv[1:]]))
