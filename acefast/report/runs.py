@@ -15,7 +15,7 @@ except ModuleNotFoundError:
 NAMES = ("dataset", "backbone", "method", "preset", "axes")
 COUNTS = ("edges_kept", "edges_total", "weights_kept", "weights_total")
 # Settings that do not make another experiment of a run: its repetition, its place and the machine.
-NOT_GROUPED = {"seed", "data_root", "threads", "device", "hash"}
+NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
 
 
 @dataclass(frozen=True)
