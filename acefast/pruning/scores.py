@@ -89,10 +89,13 @@ def mean_rank_of_picks(scores: list[Tensor], alive: list[Tensor], picked: list[T
     n, k = values.numel(), chosen.numel()
     if not k or n < 2:
         return None
-    # for each pick: how many of the alive lie below it, and how many at or below it
-    upto = torch.bincount(torch.searchsorted(chosen, values, right=False), minlength=k + 1)[:k].cumsum(0)
-    below = torch.bincount(torch.searchsorted(chosen, values, right=True), minlength=k + 1)[:k].cumsum(0)
-    rank = float((below + upto - 1).sum()) / (2 * k * (n - 1))
+    values_picked, times = chosen.unique_consecutive(return_counts=True)
+    place = torch.searchsorted(values_picked, values)  # the first pick that is not below the value
+    equal = values_picked[place.clamp(max=values_picked.numel() - 1)] == values
+    below = torch.bincount(place[~equal], minlength=values_picked.numel() + 1)[:-1].cumsum(0)
+    same = torch.bincount(place[equal], minlength=values_picked.numel())
+    below = below + same.cumsum(0) - same
+    rank = float((times * (2 * below + same - 1)).sum()) / (2 * k * (n - 1))
     return 1 - rank if largest else rank
 
 
