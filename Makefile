@@ -48,7 +48,7 @@ $(VENV)/.test: $(VENV)/.acefast
 	@touch $@
 
 search: setup
-	$(BIN)/acefast search --demo --out $(OUT)
+	$(BIN)/acefast demo --out $(OUT)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "acefast"
 
 # What each part may import of the package; `base` is errors, random, files, csr and graph.
 ALLOWED = {
-    "ops": {"ops", "base"},
+    "ops": {"ops", "_C", "base"},
     "nn": {"nn", "ops", "base"},
     "pruning": {"pruning", "nn", "ops", "base"},
     "data": {"data", "ops", "base"},
-    "train": {"train", "pruning", "nn", "ops", "base"},
+    "train": {"train", "data", "pruning", "nn", "ops", "base"},
     "report": {"report", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "report", "data", "pruning", "nn", "ops", "base"},
 }
