@@ -1,8 +1,8 @@
 """spmm and its backward in Triton.
 
-    y_i     = row_scale_i * sum over kept e: j->i of weight_e mask_e x_j  + self_weight_i x_i          (by destination, CSR)
-    dx_j    = sum over kept e: j->i of row_scale_i weight_e mask_e dy_i   + self_weight_j dy_j         (by source, CSC)
-    dcoef_e = row_scale_i <dy_i, x_j>,   dself_j = <dy_j, x_j>                        (in the same visit of each edge)
+    y_i     = row_scale_i * sum over kept e: j->i of weight_e mask_e x_j + self_weight_i x_i    (by destination, CSR)
+    dx_j    = sum over kept e: j->i of row_scale_i weight_e mask_e dy_i  + self_weight_j dy_j   (by source, CSC)
+    dcoef_e = row_scale_i <dy_i, x_j>,   dself_j = <dy_j, x_j>                                  (in the same visit)
 
 A row of at most `piece` edges is one program. The edge array is also cut into windows of `piece` slots; a longer row
 (a hub) is summed window by window into `partial`, and a second kernel adds its windows in order. At most two hubs meet
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from acefast.ops.triton import on_device
 
-MIN_PIECE = 512  # edges; rows up to this length are never cut
+MIN_PIECE = 512  # edges; rows up to this length are never cut,
+PIECE_MEANS = 4  # nor rows up to this many mean rows: `partial` has at most 2 N / PIECE_MEANS rows
 MAX_ROWS = 2**30  # rows of one launch; CUDA's grid ends at 2^31 - 1
 SEARCH_WAYS = 128  # offsets compared at once by the search for a slot's row
 JOIN_PIECES = 32  # partial sums that a join adds per step
-SIZES = ["num_rows", "num_edges", "blocks_per_program", "first_row", "piece", "windows", "steps", "stride"]  # never specialised
+SIZES = ["num_rows", "num_edges", "first_row", "piece", "windows", "steps", "stride"]  # no recompilation for these
 LAUNCH = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -42,9 +43,9 @@ def find_row(offsets, num_rows, slot, steps, stride, WAYS: tl.constexpr):
 @triton.jit
 def assign_work(offsets, owner, num_rows, num_edges, first_row, piece, windows, steps, stride,
                 HUBS: tl.constexpr, WAYS: tl.constexpr):  # fmt: skip
-    """(row, begin, end, slot, leads): this program sums edge slots begin..end-1 of `row`, into partial[slot] if slot >= 0
-    and else into the row itself; leads: the row begins here; row = -1 where there is nothing to do. The first 2 * windows
-    programs take the windows."""
+    """(row, begin, end, slot, leads): this program sums edge slots begin..end-1 of `row`, into partial[slot] if
+    slot >= 0 and else into the row itself; leads: the row begins here; row = -1 where there is nothing to do. The first
+    2 * windows programs take the windows."""
     pid = tl.program_id(0).to(tl.int64)
     row = first_row + pid - 2 * windows
     slot = tl.full((), -1, tl.int64)
@@ -84,7 +85,7 @@ def load_coefficient(at, m_at, weight, mask, row_scale, node, ACC: tl.constexpr)
     return b_c
 
 
-@triton.jit(do_not_specialize=[name for name in SIZES if name != "blocks_per_program"])
+@triton.jit(do_not_specialize=SIZES)
 def spmm_fwd_kernel(
     rowptr, col, eid, x, weight, mask, keep, self_weight, row_scale, y, partial, owner,
     num_rows, num_edges, num_feats, first_row, piece, windows, steps, stride,
@@ -150,7 +151,7 @@ def spmm_join_kernel(
         store_row(row, f, m_f, b_sum, row_scale, self_weight, own, out, num_feats, ACC)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "blocks_per_program"])
 def spmm_bwd_kernel(
     colptr, row, ceid, dy, x, weight, mask, keep, self_weight, row_scale, dx, dcoef, dself, partial, owner,
     num_rows, num_edges, num_feats, blocks_per_program, first_row, piece, windows, steps, stride,
@@ -228,14 +229,11 @@ def blocks(num_feats: int, element_size: int, widest: int) -> dict:
 
 
 class Cut:
-    """Where the long rows of a CSR or CSC with `num_rows` rows and `num_edges` edges are cut.
-
-    A piece is at least MIN_PIECE edges and at least four times the mean row, so `partial` is at most about N/2 rows.
-    """
+    """Where the long rows of a CSR or CSC with `num_rows` rows and `num_edges` edges are cut."""
 
     def __init__(self, num_rows: int, num_edges: int):
         mean = triton.cdiv(num_edges, max(num_rows, 1))
-        self.piece = max(MIN_PIECE, triton.next_power_of_2(4 * mean))
+        self.piece = max(MIN_PIECE, triton.next_power_of_2(PIECE_MEANS * mean))
         self.hubs = num_edges > self.piece  # no row can be longer than all edges
         self.windows = triton.cdiv(num_edges, self.piece) if self.hubs else 0
         self.steps = 1
@@ -290,22 +288,21 @@ def spmm(rowptr, col, eid, colptr, row, ceid, x, weight, mask, keep, self_weight
 
 
 def spmm_bwd(
-    rowptr, col, eid, colptr, row, ceid, dy, x, weight, mask, keep, self_weight, row_scale, need_dx, need_dcoef, all_edges
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx [N_src, F] x's dtype, dcoef [E], dself [N] accumulator's dtype) of dy [N_dst, F]; the schema `acefast::spmm_bwd`.
+    rowptr, col, eid, colptr, row, ceid, dy, x, weight, mask, keep, self_weight, row_scale,
+    need_dx, need_dcoef, all_edges,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx [N_src, F], dcoef [E], dself [N]) of dy [N_dst, F]; the arguments of the schema `acefast::spmm_bwd`.
 
-    What is not needed comes back with no elements.
+    dx has x's dtype, the others the accumulator's. What is not needed comes back with no elements.
     """
     num_rows, num_feats, num_edges = colptr.numel() - 1, x.size(1), row.numel()
     dtype, acc = accumulator(x.dtype)
     dy, x = dy.contiguous(), x.contiguous()
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dcoef = x.new_zeros(num_edges if need_dcoef else 0, dtype=dtype) if num_feats == 0 else None
-    if dcoef is None:
-        dcoef = x.new_empty(num_edges if need_dcoef else 0, dtype=dtype)
+    dcoef = x.new_empty(num_edges if need_dcoef else 0, dtype=dtype)
     dself = x.new_empty(num_rows if need_dcoef and self_weight is not None else 0, dtype=dtype)
     if num_feats == 0:
-        return dx, dcoef, dself.zero_()
+        return dx, dcoef.zero_(), dself.zero_()
     if num_rows == 0 or not (need_dx or need_dcoef):
         return dx, dcoef, dself
     cut = Cut(num_rows, num_edges)
