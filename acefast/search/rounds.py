@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ import acefast
 from acefast import nn
 from acefast.data import Dataset, load_dataset
 from acefast.errors import InputError
+from acefast.ops.backend import get_backend
 from acefast.pruning import Ticket
 from acefast.search import ace, dense, released, ugs
 from acefast.search.config import SearchConfig, resolve_config
@@ -53,7 +55,7 @@ def run_search(
         identity = {"data": dataset.fingerprint, "start": _fingerprint(search)}
         state = store.load(config.device)
         if state is None:
-            state = State(values=identity)
+            state = State(values={**identity, "environment": _environment()})
         _same(state.values, identity, store.path)
         make_stages = method or METHODS["released" if _released(config) else config.method]
         try:
@@ -138,7 +140,8 @@ def _ticket(search: Search, state: State) -> Ticket:
         "method": c.method, "preset": c.preset, "axes": c.axes, "round": state.round, "seed": c.seed,
         **state.values.pop("result"), "config_hash": c.hash(), "acefast_version": acefast.__version__,
     }  # fmt: skip
-    return Ticket(pattern.edges, dict(pattern.weights), dict(search.start), metadata)
+    pattern = pattern.map(lambda keep: keep.cpu())
+    return Ticket(pattern.edges, pattern.weights, {name: t.cpu() for name, t in search.start.items()}, metadata)
 
 
 def _fingerprint(search: Search) -> str:
@@ -154,6 +157,17 @@ def _same(found: dict, identity: dict, path) -> None:
     for key, value in identity.items():
         if found.get(key) != value:
             raise InputError(f"{path} holds a search on {what[key]}: give the same one or another --out")
+    before, now = found["environment"], _environment()
+    changed = [f"{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
+    if changed:
+        warnings.warn(f"{path} was begun with {', '.join(changed)}: what follows may differ in its last bits", stacklevel=3)
+
+
+def _environment() -> dict:
+    return {
+        "acefast": acefast.__version__, "torch": torch.__version__, "backend": get_backend(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import acefast
 from acefast.errors import InputError
 from acefast.nn import GCN
 from acefast.pruning import ladder
@@ -178,6 +179,17 @@ def test_a_folder_of_another_search_is_refused_and_left_as_it_is(tiny, tiny_conf
     with pytest.raises(InputError, match="other first weights"):
         run_search(tiny, tiny_config(method="ugs"), tmp_path, model=model)
     assert contents(tmp_path) == before
+
+
+def test_going_on_in_another_environment_is_said(tiny, tiny_config, tmp_path):
+    def stop(event):
+        if event["event"] == "stage_end" and event["round"] == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_search(tiny, tiny_config(), tmp_path, stop)
+    with acefast.backend("torch"), pytest.warns(UserWarning, match="backend auto"):
+        run_search(tiny, tiny_config(), tmp_path)
 
 
 def test_a_folder_with_other_files_is_refused(tiny, tiny_config, tmp_path):
