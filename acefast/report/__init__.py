@@ -7,7 +7,6 @@ from rich.console import Console
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.report import table
-from acefast.report.plot import accuracy_plot
 from acefast.report.runs import Group, RunRecord, Rung, common_folder, find_runs, group_runs, read_run
 from acefast.report.winning import Verdict, judge
 
@@ -50,6 +49,8 @@ def write(groups: list[Group], out=None) -> tuple[Path, Path]:
     Without `out`: into the run's folder for one run, else into the folder that holds the runs, or the current one where
     they share none. Raises InputError where the folder cannot be written.
     """
+    from acefast.report.plot import accuracy_plot  # Imported where it is needed: matplotlib takes a second.
+
     paths = [run.path for group in groups for run in group.runs]
     out = Path(out) if out is not None else paths[0] if len(paths) == 1 else common_folder(paths)
     try:

@@ -13,8 +13,6 @@ import math
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.special import stdtrit
-
 from acefast.report.runs import Group
 
 MARGIN = 0.005
@@ -45,6 +43,8 @@ class Verdict:
 
 def lower_bound(differences: list[float]) -> float:
     """One-sided lower 95 % bound of the mean of n >= 2 paired differences, by Student's t."""
+    from scipy.special import stdtrit  # Imported where it is needed: it takes longer than a report without seeds.
+
     n = len(differences)
     return fmean(differences) - float(stdtrit(n - 1, 0.95)) * stdev(differences) / math.sqrt(n)
 

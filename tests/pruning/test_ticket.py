@@ -175,7 +175,7 @@ def test_every_changed_byte_is_refused_or_harmless(tmp_path):
     data = (tmp_path / "whole").read_bytes()
     start = 8 + struct.unpack("<Q", data[:8])[0]
     for offset in range(len(data)):
-        for flip in (1, 0x80, 0xFF):
+        for flip in (1, 0x80):
             changed = bytearray(data)
             changed[offset] ^= flip
             (tmp_path / "changed").write_bytes(changed)

@@ -1,0 +1,389 @@
+"""The command line: acefast search | demo | report | inspect | env.
+
+Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
+"""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import acefast
+from acefast import report
+from acefast.data import load_dataset
+from acefast.errors import InputError
+from acefast.ops import backend
+from acefast.progress import SearchProgress
+from acefast.pruning.ticket import Ticket
+from acefast.search import SearchConfig, load_data, resolve_config, run_search
+
+# The default job: small enough for two cores and a few minutes, all else as in preset paper.
+DEMO = dict(dataset="synthetic-cora", rounds=5, mask_epochs=100, fix_epochs=100, ace_epochs=10, ace_rounds=3)
+DEMO_METHODS = ("dense", "ugs", "ace")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Search for a winning ticket: train the dense baseline, then prune round by round.
+
+    Settings that are not given come from --preset for the --dataset, --backbone and --method; the defaults shown here are
+    those for what is given. The run's folder can be resumed at any time by the same command.
+    """
+
+    out: Path
+    """Folder of the run: settings, history, checkpoint, tickets, report and plot. Made where it is missing."""
+    settings: Annotated[SearchConfig, tyro.conf.arg(name="", help="Settings of the search.")]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Run the default job: dense, UGS and ACE-GLT on a generated citation graph of Cora's size, a few rounds with
+    shortened epochs, ending with the table and the plot of all three. Needs no data; can be resumed by the same command."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the runs and of their report."""
+    rounds: int = DEMO["rounds"]
+    """Rounds of pruning."""
+    seed: int = 0
+    """Seed of all random numbers."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Print and write the table and the plot of accuracy over sparsity of one or several runs.
+
+    Runs that differ by seed alone are shown as mean and standard deviation. report.md and accuracy.png go to --out, else
+    into the folder of a single run, else into the folder that holds the runs.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR...")]
+    """Run folders, or folders that hold run folders."""
+    out: Path | None = None
+    """Folder for report.md and accuracy.png."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON list, a row per run and round, and nothing else; files are written only with --out."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Tell what is in a ticket: where it comes from, what it keeps, and whether it fits a graph."""
+
+    ticket: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TICKET")]
+    """A ticket, such as tickets/round-03.safetensors of a run folder."""
+    data_root: str | None = None
+    """Folder of the raw data files: also check the ticket against the graph."""
+    dataset: str | None = None
+    """Check against this data set; the ticket's own unless given."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """Print versions, what was built and for which architectures, which backend serves which op, and why a binary did
+    not load."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON."""
+
+
+class Stopped(BaseException):
+    """A signal that ends the command."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command line (sys.argv without the program by default) and return its exit status."""
+    args = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _dispatch(args)
+    except InputError as error:
+        return _fail(str(error))
+    except Stopped as stop:
+        name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
+        _fail(f"stopped by {name}; the same command goes on from the last finished stage")
+        return 128 + stop.number
+    except BrokenPipeError:
+        # Whoever read the output went away; nothing more can be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop(number, frame):
+    raise Stopped(number)
+
+
+def _fail(sentence: str) -> int:
+    print(f"acefast: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"acefast {acefast.__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        raise InputError(f"unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)} (see acefast --help)")
+    _, command = COMMANDS[args[0]]
+    return command(args[1:])
+
+
+def _usage() -> str:
+    lines = ["usage: acefast COMMAND [OPTIONS]", "", "Graph lottery tickets by ACE-GLT.", ""]
+    lines += [f"  {name:<10}{what}" for name, (what, _) in COMMANDS.items()]
+    return "\n".join([*lines, "", "acefast COMMAND --help tells the options of a command; --version prints the version."])
+
+
+def parse(options, command: str, args: list[str], default=tyro.MISSING):
+    """The options of a command from its arguments. A usage error raises InputError with tyro's message as one sentence."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            if default is tyro.MISSING:
+                return tyro.cli(options, prog=f"acefast {command}", args=args)
+            return tyro.cli(options, prog=f"acefast {command}", args=args, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+    raise InputError(f"{_sentence(complaint.getvalue())} (see acefast {command} --help)")
+
+
+def _sentence(boxed: str) -> str:
+    """tyro's message out of its box: what stands before the first rule."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    parts: list[list[str]] = [[]]
+    for line in text.splitlines():
+        line = line.strip("│╭╮╰╯ ")
+        if line.startswith(("─", "---")):
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    parts = [part for part in parts if part]
+    if "╭" not in text:  # without box characters the title is a part of its own
+        parts = parts[1:]
+    return " ".join(parts[0]).removesuffix(".")
+
+
+def search(args: list[str]) -> int:
+    names = {key: _given(args, key) for key in ("dataset", "backbone", "method", "preset")}
+    defaults = resolve_config(**{key: value for key, value in names.items() if value is not None})
+    options = parse(SearchOptions, "search", args, SearchOptions(tyro.MISSING, defaults))
+    chosen = {field.name: getattr(options.settings, field.name) for field in fields(SearchConfig)}
+    config = resolve_config(
+        **{key: chosen.pop(key) for key in names},
+        **{key: value for key, value in chosen.items() if value != getattr(defaults, key)},
+    )
+    console = Console()
+    was_complete = run(config, options.out, console, f"{config.method} on {config.dataset}")
+    if was_complete:
+        console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
+    finish(console, [options.out], None)
+    return 0
+
+
+def demo(args: list[str]) -> int:
+    options = parse(DemoOptions, "demo", args)
+    console = Console()
+    configs = [
+        resolve_config(backbone="gcn", method=method, preset="paper", **DEMO | dict(rounds=options.rounds, seed=options.seed))
+        for method in DEMO_METHODS
+    ]
+    complete = [run(config, options.out / config.method, console, config.method) for config in configs]
+    if all(complete):
+        console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
+    finish(console, [options.out / method for method in DEMO_METHODS], options.out)
+    return 0
+
+
+def run(config: SearchConfig, out: Path, console: Console, name: str) -> bool:
+    """Search with progress shown; True where the folder already was complete."""
+    data = load_data(config)
+    with SearchProgress(name, console) as progress:
+        run_search(data, config, out, progress)
+    return progress.was_complete
+
+
+def finish(console: Console, folders: list[Path], out: Path | None) -> None:
+    """Print and write the report of `folders`, the files' paths last."""
+    groups = report.read_groups(folders)
+    text, plot = report.write(groups, out)
+    report.show(groups, console)
+    console.print(f"table: {text}\nplot:  {plot}", soft_wrap=True, highlight=False)
+
+
+def _given(args: list[str], key: str) -> str | None:
+    """The last value given to --key, before the options are parsed: other defaults depend on it."""
+    value = None
+    for one, two in zip(args, [*args[1:], None]):
+        if one == f"--{key}":
+            value = two
+        elif one.startswith(f"--{key}="):
+            value = one.split("=", 1)[1]
+    return value
+
+
+def report_(args: list[str]) -> int:
+    options = parse(ReportOptions, "report", args)
+    if not options.runs:
+        raise InputError("report needs at least one run folder: name the --out folder of a search")
+    groups = report.read_groups(options.runs)
+    if options.json:
+        if options.out is not None:
+            report.write(groups, options.out)
+        print(json.dumps(report.rows(groups), indent=1, allow_nan=False))
+        return 0
+    text, plot = report.write(groups, options.out)
+    console = Console()
+    report.show(groups, console)
+    console.print(f"table: {text}\nplot:  {plot}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def inspect(args: list[str]) -> int:
+    options = parse(InspectOptions, "inspect", args)
+    ticket = Ticket.load(options.ticket)
+    counts, removed = ticket.counts, ticket.sparsity
+    facts = {
+        "ticket": str(options.ticket),
+        "bytes": options.ticket.stat().st_size,
+        "metadata": ticket.metadata,
+        **{
+            axis: {"kept": kept, "total": total, "sparsity": removed[axis]} for axis, (kept, total) in counts.items()
+        },
+        "masks": {
+            name: {"shape": list(keep.shape), "kept": int(keep.sum()), "total": keep.numel()}
+            for name, keep in ticket.weight_keep.items()
+        },
+        "rewind": {
+            name: {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            for name, value in ticket.rewind.items()
+        },
+    }
+    if options.data_root is not None or options.dataset is not None:
+        facts["graph"] = _fit(ticket, options)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _print_ticket(facts)
+    return 0
+
+
+def _fit(ticket: Ticket, options: InspectOptions) -> dict:
+    """What the ticket leaves of its graph; refuses another graph."""
+    name = options.dataset or ticket.metadata.get("dataset")
+    graph = load_dataset(
+        name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released"
+    ).graph
+    kept = ticket.graph(graph)
+    touched = torch.zeros(graph.num_dst, dtype=torch.bool)
+    touched[kept.edge_index().flatten()] = True
+    before = torch.zeros(graph.num_dst, dtype=torch.bool)
+    before[graph.edge_index().flatten()] = True
+    return {
+        "dataset": name,
+        "nodes": graph.num_dst,
+        "edges": graph.num_edges,
+        "edges_kept": kept.num_edges,
+        "isolated_before": int((~before).sum()),
+        "isolated": int((~touched).sum()),
+    }
+
+
+def _print_ticket(facts: dict) -> None:
+    console = _console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("ticket", f"{facts['ticket']} ({facts['bytes']:,} bytes)")
+    for key, value in facts["metadata"].items():
+        table.add_row(key, f"{100 * value:.2f} %" if key in ("val", "test") else str(value))
+    for axis in ("edges", "weights"):
+        part = facts[axis]
+        table.add_row(axis, f"{part['kept']:,} of {part['total']:,} kept, {part['sparsity']:.2f} % removed")
+    if "graph" in facts:
+        graph = facts["graph"]
+        table.add_row("graph", f"fits {graph['dataset']}: {graph['nodes']:,} nodes, {graph['edges']:,} edges")
+        table.add_row("isolated nodes", f"{graph['isolated']:,} ({graph['isolated_before']:,} in the whole graph)")
+    console.print(table, highlight=False)
+    parts = Table("parameter", "shape", "dtype", "kept", "removed %", box=box.SIMPLE_HEAD)
+    for name, value in facts["rewind"].items():
+        mask = facts["masks"].get(name)
+        kept = [f"{mask['kept']:,} of {mask['total']:,}", f"{100 - 100 * mask['kept'] / max(1, mask['total']):.2f}"] if mask else ["not masked", ""]
+        parts.add_row(name, " × ".join(map(str, value["shape"])), value["dtype"], *kept)
+    console.print(parts, highlight=False)
+
+
+def env(args: list[str]) -> int:
+    options = parse(EnvOptions, "env", args)
+    facts = backend.report()
+    system = {"python": platform.python_version(), "system": platform.platform(), "threads": torch.get_num_threads()}
+    if options.json:
+        print(json.dumps({"system": system, **facts}, indent=1))
+        return 0
+    console = _console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, version in (facts["versions"] | system).items():
+        table.add_row(name, str(version) if version is not None else "not installed")
+    table.add_row("instruction set", facts["cpu_capability"])
+    table.add_row("CUDA device", "found by torch" if facts["cuda_available"] else "none found by torch")
+    console.print(table, highlight=False)
+    console.print("\nbuilt", highlight=False, style="bold")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in facts["build"].items():
+        table.add_row(f"  {name}", str(value) or "-")
+    table.add_row("  libraries", ", ".join(facts["libraries"]) or "none")
+    for device, name in facts["loaded"].items():
+        table.add_row(f"  loaded for {device}", name)
+    for device, why in facts["not_loaded"].items():
+        table.add_row(f"  not loaded for {device}", why)
+    if facts["triton_error"]:
+        table.add_row("  triton unusable", facts["triton_error"])
+    console.print(table, highlight=False)
+    devices = list(next(iter(facts["serving"].values())))
+    serving = Table("op", *devices, box=box.SIMPLE_HEAD)
+    for op, by_device in facts["serving"].items():
+        serving.add_row(op, *(by_device[device] for device in devices))
+    console.print("\nbackend that serves each op", highlight=False, style="bold")
+    console.print(serving, highlight=False)
+    return 0
+
+
+def _console() -> Console:
+    """Standard output; wide and plain where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=160, color_system=None)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "search": ("search for a winning ticket in a graph and a network", search),
+    "demo": ("dense, UGS and ACE-GLT on a generated graph, in minutes and without data", demo),
+    "report": ("table and plot of accuracy over sparsity of runs", report_),
+    "inspect": ("tell what is in a ticket", inspect),
+    "env": ("versions, what was built, which backend serves which op", env),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What a running search shows: bars on a terminal, one plain line a round elsewhere."""
+
+import time
+from collections import defaultdict
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+QUIET_SECONDS = 30.0  # without a terminal, a stage is announced when nothing was printed for so long
+
+
+class SearchProgress:
+    """The `progress` of `run_search`: called with its events, used as a context so that the bars go away.
+
+    The time left is the mean time of each stage so far, in this process, times the stages to come; unknown until each
+    stage has been seen once.
+    """
+
+    def __init__(self, name: str, console: Console):
+        self.name, self.console = name, console
+        self.rounds = self.done = 0
+        self.stages: list[str] = []
+        self.waiting: list[str] = []
+        self.took: dict[str, list[float]] = defaultdict(list)
+        self.began = self.spoke = time.monotonic()
+        self.stage_began = self.began
+        self.finished: dict | None = None
+        self.was_complete = False
+        self.bars: Progress | None = None
+
+    def __enter__(self):
+        if self.console.is_terminal:
+            self.bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.overall = self.bars.add_task(self.name, total=None, text="")
+            self.training = self.bars.add_task("", total=None, text="", visible=False)
+            self.bars.start()
+        return self
+
+    def __exit__(self, *error):
+        if self.bars is not None:
+            self.bars.stop()
+
+    def __call__(self, event: dict) -> None:
+        handler = getattr(self, f"on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def on_run(self, event):
+        self.rounds, self.stages, self.done = event["rounds"], list(event["stages"]), event["done"]
+        self.was_complete = self.done > self.rounds
+        if 0 < self.done <= self.rounds:
+            self.say(f"{self.name}: going on with round {self.done} of {self.rounds}")
+
+    def on_stage(self, event):
+        self.stage_began = time.monotonic()
+        round_, stage = event["round"], event["stage"]
+        here = self.stages[self.stages.index(stage) :] if stage in self.stages else [stage]
+        self.waiting = here + self.stages * (self.rounds - round_)
+        if self.bars is None and self.stage_began - self.spoke > QUIET_SECONDS:
+            self.say(f"{self.name}: round {round_} of {self.rounds}, {stage}; {self.times()}")
+        self.draw(round_, stage)
+
+    def on_stage_end(self, event):
+        self.took[event["stage"]].append(time.monotonic() - self.stage_began)
+        self.waiting = self.waiting[1:]
+        if self.bars is not None:
+            self.bars.update(self.training, visible=False)
+        if self.finished is not None:
+            self.say(f"{self.name}: {describe(self.finished, self.rounds)}; {self.times()}")
+            self.finished = None
+
+    def on_training(self, event):
+        if self.bars is not None:
+            self.bars.reset(self.training, total=event["epochs"], visible=True, text="")
+            self.bars.update(self.training, description=f"  {event['model']}")
+
+    def on_epoch(self, event):
+        if self.bars is not None:
+            text = f"epoch {event['epoch']}/{event['epochs']}, val {100 * event['val']:.1f} %"
+            self.bars.update(self.training, completed=event["epoch"], text=text)
+
+    def on_round(self, event):
+        self.finished = event
+
+    def draw(self, round_: int, stage: str) -> None:
+        if self.bars is not None:
+            per_round = max(1, len(self.stages))
+            total = 1 + self.rounds * per_round
+            what = f"{self.name}: round {round_} of {self.rounds}, {stage}" if round_ else f"{self.name}: dense baseline"
+            self.bars.update(
+                self.overall, description=what, total=total, completed=total - len(self.waiting), text=self.times()
+            )
+
+    def times(self) -> str:
+        """Elapsed, and the estimate of what is left."""
+        elapsed = f"{clock(time.monotonic() - self.began)} elapsed"
+        if not self.waiting or any(stage not in self.took for stage in self.waiting):
+            return elapsed
+        left = sum(sum(self.took[stage]) / len(self.took[stage]) for stage in self.waiting)
+        return f"{elapsed}, about {clock(left)} left"
+
+    def say(self, line: str) -> None:
+        self.spoke = time.monotonic()
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.console.file.flush()
+
+
+def describe(event: dict, rounds: int) -> str:
+    """A round's line of the history in words."""
+    removed = (
+        f"{100 - 100 * event[f'{axis}_kept'] / event[f'{axis}_total']:.2f} % of {axis} removed, "
+        for axis in ("edges", "weights")
+        if event["round"] and event[f"{axis}_total"]
+    )
+    what = f"round {event['round']} of {rounds}: " if event["round"] else "dense baseline: "
+    return f"{what}{''.join(removed)}val {100 * event['val']:.2f} %, test {100 * event['test']:.2f} %"
+
+
+def clock(seconds: float) -> str:
+    """02:03, or 1:02:03 from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
