@@ -57,6 +57,7 @@ _ALLOWED = {
     "__builtin__ list": "list",
     "builtins list": "list",
     "_codecs encode": "encode",
+    "__builtin__ bytes": "bytes",
 }
 
 
@@ -110,7 +111,9 @@ class _Machine:
             raise
         if position != len(data) - 1:
             raise _Refused(f"goes on for {len(data) - 1 - position} bytes after its end, fetch it anew")
-        (result,) = self.stack
+        result = self.pop()
+        if self.stack:
+            raise _Refused("is damaged: it holds more than one object")
         if isinstance(result, Matrix):
             return Matrix({key: _finished(value) for key, value in result.state.items()})
         return _finished(result)
@@ -218,6 +221,8 @@ class _Machine:
                 return {}
             if role == "encode" and len(arguments) == 2 and type(arguments[0]) is str and arguments[1] == "latin1":
                 return self.encode(arguments[0])
+            if role == "bytes" and not arguments:
+                return b""
         raise _Refused("is damaged: it calls what is no array constructor or with other arguments than an array has")
 
     def build(self, target: Any, state: Any) -> None:

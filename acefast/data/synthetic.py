@@ -190,9 +190,9 @@ def _edges(community: np.ndarray, degrees: np.ndarray, share: float, stream) -> 
         bad |= a == b
         if not bad.any():
             return a, b
-        if attempt == 200:  # a community too small and too dense for its edges: give some of them away
+        if attempt == 100:  # a community too small and too dense for its edges: give some of them away
             kind[:] = anywhere
-        again = bad | (stream.random(len(edges)) < max(bad.mean(), 4 / len(edges)))
+        again = bad | (stream.random(len(edges)) < max(bad.mean(), 8 / len(edges)))
         edges[again], kind[again] = paired(edges[again].ravel(), np.repeat(kind[again], 2))
     raise InputError(
         f"synthetic graph: no simple graph of {n} nodes and {len(edges)} edges was found, ask for fewer edges"
