@@ -49,6 +49,28 @@ inline int64_t column_blocks(int64_t features, int group, int vec) {
   return ceil_div(features, int64_t{group} * vec * (vec == 1 ? 4 : 1));
 }
 
+// Sums kUnroll values, one per edge, over a group's lanes by a fixed tree and hands each total to write(u, total) in one lane:
+// the lanes halve the set of values at the first two steps, so four sums of 32 lanes cost six shuffles and not twenty.
+template <typename A, typename Write>
+__device__ __forceinline__ void sum_edges(const A (&dot)[kUnroll], int group, int in_group, Write write) {
+  static_assert(kUnroll == 4);
+  if (group < 4) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const A total = group_sum(dot[u], group);
+      if (in_group == 0) write(u, total);
+    }
+    return;
+  }
+  const int half = group / 2, quarter = group / 4;
+  const bool upper = in_group & half, odd = in_group & quarter;
+  const A first = (upper ? dot[2] : dot[0]) + __shfl_xor_sync(kFullMask, upper ? dot[0] : dot[2], half);
+  const A second = (upper ? dot[3] : dot[1]) + __shfl_xor_sync(kFullMask, upper ? dot[1] : dot[3], half);
+  const A mine = (odd ? second : first) + __shfl_xor_sync(kFullMask, odd ? first : second, quarter);
+  const A total = group_sum(mine, quarter);
+  if (in_group % quarter == 0) write(2 * upper + odd, total);
+}
+
 template <typename TIn, typename TOut, typename A, int VEC>
 __device__ __forceinline__ void finish_columns(const TIn* self_in, TOut* out, int64_t c, const A* acc, A scale, A self_weight) {
   Pack<TOut, VEC> result;

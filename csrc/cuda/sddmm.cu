@@ -61,17 +61,10 @@ __global__ void __launch_bounds__(kThreads) sddmm_fwd_kernel(const SddmmArgs<T, 
               }
             }
           }
-          for (int offset = group / 2; offset > 0; offset /= 2) {
-#pragma unroll
-            for (int u = 0; u < kUnroll; ++u) dot[u] += __shfl_xor_sync(kFullMask, dot[u], offset);
-          }
-          if (in_group == 0) {
-#pragma unroll
-            for (int u = 0; u < kUnroll; ++u) {
-              const int edge = turn + my_group + u * groups;
-              if (edge < count) a.s[static_cast<int64_t>(shared_id[warp][edge]) * a.heads + head] = dot[u];
-            }
-          }
+          sum_edges(dot, group, in_group, [&](int u, A total) {
+            const int edge = turn + my_group + u * groups;
+            if (edge < count) a.s[static_cast<int64_t>(shared_id[warp][edge]) * a.heads + head] = total;
+          });
         }
       }
       __syncwarp();

@@ -170,21 +170,13 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
               }
             }
           }
-          for (int offset = group / 2; offset > 0; offset /= 2) {
-#pragma unroll
-            for (int u = 0; u < kUnroll; ++u) dot[u] += __shfl_xor_sync(kFullMask, dot[u], offset);
-          }
-          if (in_group == 0) {
-#pragma unroll
-            for (int u = 0; u < kUnroll; ++u) {
-              const int edge = turn + my_group + u * groups;
-              if (edge < count) {
-                A* target = a.dcoef + static_cast<int64_t>(shared_id[warp][edge]);
-                const A part = shared_scale[warp][edge] * dot[u];
-                *target = block == 0 ? part : *target + part;
-              }
-            }
-          }
+          sum_edges(dot, group, in_group, [&](int u, A total) {
+            const int edge = turn + my_group + u * groups;
+            if (edge >= count) return;
+            A* target = a.dcoef + static_cast<int64_t>(shared_id[warp][edge]);
+            const A part = shared_scale[warp][edge] * total;
+            *target = block == 0 ? part : *target + part;
+          });
         }
         __syncwarp();
       }

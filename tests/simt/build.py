@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "simt"
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined"
-FLAGS = f"-std=c++20 -O1 -g1 {SANITIZERS} -fno-omit-frame-pointer -fno-strict-aliasing -fPIC -Wall -Wno-unknown-pragmas"
+BASE_FLAGS = "-std=c++20 -fPIC -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter"
+FLAGS = f"-O1 -g1 {SANITIZERS} -fno-omit-frame-pointer -fno-strict-aliasing"
 LIBRARY = BUILD / "libacefast_simt.so"
 FAULTY = BUILD / "faulty"
 
@@ -40,21 +41,23 @@ def ninja_program() -> str:
 
 def build(*targets: Path) -> None:
     """Builds the targets (LIBRARY, FAULTY); raises RuntimeError with the compiler's messages."""
-    include = Path(torch.__file__).parent / "include"
+    include, libraries = (Path(torch.__file__).parent / name for name in ("include", "lib"))
     # The torch version is on the command line so that another torch rebuilds; its headers are not in the dependency files.
     defines = f"-DACEFAST_SIMT -DACEFAST_LIBRARY=acefast_simt -DACEFAST_KEY=CPU -DTORCH_TARGET_VERSION=0x020a000000000000 -DSIMT_TORCH={torch.__version__}"
     lines = [
         f"cxx = {compiler()}",
-        f"flags = {FLAGS} -I{HERE / 'include'} -I{ROOT / 'csrc'}",
+        f"base = {BASE_FLAGS} -I{HERE / 'include'} -I{ROOT / 'csrc'}",
+        f"flags = {FLAGS}",
         "rule cxx",
-        "  command = $cxx -x c++ $flags $more -MMD -MF $out.d -c $in -o $out",
+        "  command = $cxx -x c++ $base $flags $more -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule shared",
-        f"  command = $cxx -shared {SANITIZERS} $in -o $out",
+        f"  command = $cxx -shared {SANITIZERS} $in -o $out -L{libraries} -ltorch_cpu -Wl,--allow-shlib-undefined",
         "rule program",
         f"  command = $cxx {SANITIZERS} $in -o $out",
         f"build simt.o: cxx {HERE / 'simt.cpp'}",
+        "  flags = -O2",
         f"build faulty.o: cxx {HERE / 'faulty.cu'}",
         f"build {FAULTY.name}: program faulty.o simt.o",
     ]

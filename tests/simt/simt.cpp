@@ -12,14 +12,9 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
+// The scheduler itself is compiled without sanitisers, for speed, and tells them of every change of stack.
 #include <sanitizer/common_interface_defs.h>
-#else
-#define __sanitizer_start_switch_fiber(...) ((void)0)
-#define __sanitizer_finish_switch_fiber(...) ((void)0)
-#define ASAN_UNPOISON_MEMORY_REGION(...) ((void)0)
-#endif
+extern "C" void __asan_unpoison_memory_region(void const volatile* address, size_t size);
 
 #if defined(__x86_64__)
 extern "C" void simt_switch(void** save, void* load);
@@ -79,6 +74,10 @@ struct Fiber {
   int source = -1;
   uint64_t result = 0;
 };
+
+bool same_site(const Site& a, const Site& b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 struct SharedBlock {
   Site site;
@@ -146,7 +145,7 @@ void prepare(Fiber& fiber) {
     mprotect(memory, kGuard, PROT_NONE);
     fiber.stack = static_cast<char*>(memory) + kGuard;
   }
-  ASAN_UNPOISON_MEMORY_REGION(fiber.stack, kStack);
+  __asan_unpoison_memory_region(fiber.stack, kStack);
 #if defined(__x86_64__)
   auto** top = reinterpret_cast<void**>(fiber.stack + kStack);
   *--top = nullptr;  // fiber_main finds the stack as after a call: 8 bytes off 16-byte alignment
@@ -189,7 +188,7 @@ std::string thread_name(const Fiber& fiber) {
 std::string location() {
   Machine& m = machine();
   std::ostringstream out;
-  out << " in kernel " << m.kernel << ", block (" << m.block_id.x << "," << m.block_id.y << "," << m.block_id.z << "), seed "
+  out << "; kernel " << m.kernel << ", block (" << m.block_id.x << "," << m.block_id.y << "," << m.block_id.z << "), seed "
       << m.seed;
   return out.str();
 }
@@ -214,8 +213,8 @@ std::string describe_stuck() {
   for (unsigned i = 0; i < m.threads; ++i) {
     const Fiber& other = m.fibers[i];
     if (!barrier && (other.linear / 32 != warp || !(waiting->mask >> (other.linear % 32) & 1))) continue;
-    const bool same = other.state == waiting->state && other.site.line == waiting->site.line &&
-                      std::strcmp(other.site.file, waiting->site.file) == 0 && (barrier || other.mask == waiting->mask);
+    const bool same =
+        other.state == waiting->state && same_site(other.site, waiting->site) && (barrier || other.mask == waiting->mask);
     if (same) continue;
     out << " but " << thread_name(other);
     if (other.state == State::kDone) {
@@ -266,8 +265,6 @@ void run_block() {
   }
   free_shared();
 }
-
-bool same_site(const Site& a, const Site& b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
 
 // Waits until every lane of mask is in the same operation, then computes each lane's result.
 uint64_t warp_operation(const Site& site, unsigned mask, uint64_t value, int source) {
