@@ -66,7 +66,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the edges, features, labels, split and task: what a run is bound to. The name is not in it."""
+        """SHA-256 (hex) of the edges, features, labels, split and task, not of the name: what a run is bound to."""
         features = [self.x.rowptr, self.x.col.long(), self.x.value] if isinstance(self.x, CSR) else [self.x]
         digest = hashlib.sha256(f"{self.graph.fingerprint()} {self.num_classes} {self.task} {self.metric}".encode())
         for array in (*features, self.y, self.train, self.val, self.test):
@@ -121,9 +121,9 @@ def check(data: Dataset) -> None:
         known = ", ".join(f"{task} with {metric}" for task, metrics in TASKS.items() for metric in metrics)
         refuse(f"task {data.task!r} with metric {data.metric!r} is not known, expected {known}")
 
-    if data.graph.num_src != data.graph.num_dst:
-        refuse(f"the graph must have one set of nodes, got {data.graph.num_src} sources and {data.graph.num_dst} destinations")
-    n = data.graph.num_dst
+    n, sources = data.graph.num_dst, data.graph.num_src
+    if n != sources:
+        refuse(f"the graph must have one set of nodes, got {sources} sources and {n} destinations")
     if len(data.x.shape) != 2 or data.x.shape[0] != n or data.x.shape[1] < 1:
         refuse(f"x must be [{n}, at least 1], one row a node, got {list(data.x.shape)}")
     if data.x.dtype != torch.float32:

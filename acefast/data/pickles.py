@@ -2,8 +2,8 @@
 
 `pickle.Unpickler` with a restricted `find_class` still executes what it allows: it calls numpy's constructors with the
 file's arguments, sets attributes on what it built, hashes nested keys until the stack overflows and grows its memo to
-whatever index is named. So the opcodes are only disassembled (`pickletools`) and interpreted here: they can make numbers,
-strings, lists, tuples and dictionaries, plus three inert records that stand for the array constructors.
+whatever index is named. So the opcodes are only disassembled (`pickletools`) and interpreted here: they can make
+numbers, strings, lists, tuples and dictionaries, plus inert records that stand for the array constructors.
 """
 
 import math
@@ -66,8 +66,8 @@ class _Refused(Exception):
 
 
 def read_pickle(data: bytes, what: str) -> Any:
-    """The object in the pickle `data`: numbers, strings, lists, tuples, dictionaries (keys int or str), numpy arrays of
-    numbers (at most two dimensions, read-only) and `Matrix`.
+    """The object in the pickle `data`: numbers, strings, lists, tuples, dictionaries (keys int or str) or, outermost,
+    a numpy array of numbers (at most two dimensions) or a `Matrix` of such arrays.
 
     Nothing is imported, called or executed, and memory is bounded by a multiple of len(data). Raises InputError, in one
     sentence that begins with `what`, for a file that is cut short, names any other global, or is no such pickle.
@@ -76,9 +76,9 @@ def read_pickle(data: bytes, what: str) -> Any:
         return _Machine().run(data)
     except _Refused as refusal:
         raise InputError(f"{what} {refusal}") from None
-    except Exception as error:
+    except Exception:
         # Whatever a damaged file provokes in the disassembler or on the stack is the file's fault.
-        raise InputError(f"{what} is damaged or not a pickle ({type(error).__name__} while reading it)") from None
+        raise InputError(f"{what} is damaged or not a pickle of arrays, fetch it anew") from None
 
 
 _VALUES = {
@@ -195,7 +195,7 @@ class _Machine:
         target, keys, values = self.stack[-1], items[::2], items[1::2]
         # Only plain keys: hashing a deeply nested tuple would overflow the stack.
         if type(target) is not dict or len(keys) != len(values) or not all(type(key) in (int, str) for key in keys):
-            raise _Refused("is damaged: it sets items where there is no dictionary or by keys that are not integers or text")
+            raise _Refused("is damaged: it sets items of what is no dictionary or by keys that are no integers or text")
         target.update(zip(keys, values))
 
     @staticmethod
@@ -228,10 +228,10 @@ class _Machine:
     def build(self, target: Any, state: Any) -> None:
         if isinstance(target, Matrix) and type(state) is dict:
             target.state.update(state)
-        elif isinstance(target, _DType) and type(state) is tuple and len(state) >= 2 and state[1] in ("<", ">", "|", "="):
+        elif isinstance(target, _DType) and _is_tuple(state, 2) and state[1] in ("<", ">", "|", "="):
             target.order = state[1]
-        elif isinstance(target, _Array) and type(state) is tuple and len(state) == 5:
-            _, shape, dtype, fortran, buffer = state
+        elif isinstance(target, _Array) and _is_tuple(state, 5):
+            _, shape, dtype, fortran, buffer = state[:5]
             if isinstance(buffer, str):
                 buffer = self.encode(buffer)  # a Python 2 string
             target.value = _array(buffer, dtype, shape, bool(fortran))
@@ -243,6 +243,10 @@ class _Machine:
         if self.budget < 0:
             raise _Refused("is damaged: its arrays are larger than the file")
         return text.encode("latin1")
+
+
+def _is_tuple(value: Any, length: int) -> bool:
+    return type(value) is tuple and len(value) >= length
 
 
 def _finished(value: Any) -> Any:

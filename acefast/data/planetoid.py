@@ -1,4 +1,4 @@
-"""Cora, Citeseer and PubMed from the raw Planetoid files (Yang et al., ICML 2016; kimiyoung/planetoid), public split."""
+"""Cora, Citeseer and PubMed from the raw files of Planetoid (Yang et al., ICML 2016; kimiyoung/planetoid)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,14 +103,17 @@ def _read(name: str, folder: Path, keep_self_loops: bool) -> tuple[Dataset, int]
             raise InputError(f"{files[part]} has {len(a)} rows, expected {b.shape[0]} as in {files[other].name}")
     for part, other, a, b in (("tx", "allx", tx, allx), ("ty", "ally", ty, ally), ("y", "ally", y, ally)):
         if a.shape[1] != b.shape[1]:
-            raise InputError(f"{files[part]} has {a.shape[1]} columns, expected {b.shape[1]} as in {files[other].name}")
+            expected = f"{b.shape[1]} as in {files[other].name}"
+            raise InputError(f"{files[part]} has {a.shape[1]} columns, expected {expected}")
     known, labelled = allx.shape[0], len(y)
     if labelled > known or (y != ally[:labelled]).any() or (allx[:labelled] != x).nnz:
         raise InputError(f"{files['x']} and {files['y'].name} must hold the first rows of allx and ally, and do not")
     if labelled + NUM_VAL > known:
-        raise InputError(f"{files['allx']} has {known} rows, expected {labelled} to train and {NUM_VAL} to validate on")
+        expected = f"{labelled} to train and {NUM_VAL} to validate on"
+        raise InputError(f"{files['allx']} has {known} rows, expected at least {expected}")
     if len(tested) != tx.shape[0]:
-        raise InputError(f"{files['test.index']} lists {len(tested)} nodes, expected {tx.shape[0]}, one for each row of tx")
+        expected = f"{tx.shape[0]}, one for each row of tx"
+        raise InputError(f"{files['test.index']} lists {len(tested)} nodes, expected {expected}")
 
     # Test node test.index[i] has row i of tx. Nodes within that range which test.index leaves out are isolated.
     neighbours = read_graph(files["graph"])
@@ -151,29 +154,30 @@ def _load(path: Path) -> Any:
 
 
 def _features(path: Path):
-    """scipy csr_matrix float32 [rows, num_features], in canonical form, from components that were checked one by one."""
+    """scipy csr_matrix float32 [rows, num_features], in canonical form, made of components checked one by one."""
     import scipy.sparse
 
     matrix = _load(path)
     if not isinstance(matrix, Matrix):
         raise InputError(f"{path} must hold a scipy csr_matrix, got {type(matrix).__name__}")
     state = matrix.state
-    shape, arrays = state.get("_shape"), [state.get(key) for key in ("indptr", "indices", "data")]
+    shape, keys = state.get("_shape"), ("indptr", "indices", "data")
+    arrays = [state.get(key) for key in keys]
     if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and 0 < n < 2**31 for n in shape)):
         raise InputError(f"{path} holds a matrix without a valid shape")
-    for key, array in zip(("indptr", "indices", "data"), arrays):
-        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in ("f" if key == "data" else "iu"):
-            kind = "numbers" if key == "data" else "integers"
-            raise InputError(f"{path} holds a matrix whose {key} is not a vector of {kind}")
+    for key, array, kinds, what in zip(keys, arrays, ("iu", "iu", "f"), ("integers", "integers", "floats")):
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
+            raise InputError(f"{path} holds a matrix whose {key} is not a vector of {what}")
     indptr, indices, data = arrays
     rows, columns = shape
     indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
     if len(indptr) != rows + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != len(indices):
-        raise InputError(f"{path} holds a matrix whose indptr does not rise from 0 to its {len(indices)} entries in {rows} rows")
+        raise InputError(f"{path} holds a matrix whose indptr does not rise from 0 to {len(indices)} in {rows} rows")
     if len(data) != len(indices):
         raise InputError(f"{path} holds a matrix with {len(data)} values for {len(indices)} indices")
     if len(indices) and not 0 <= indices.min() <= indices.max() < columns:
-        raise InputError(f"{path} has a feature index out of range: [{indices.min()}, {indices.max()}] in {columns} columns")
+        found = f"[{indices.min()}, {indices.max()}]"
+        raise InputError(f"{path} has a feature index out of range: {found} in {columns} columns")
     with np.errstate(over="ignore"):
         data = data.astype(np.float32)
     if not np.isfinite(data).all():
@@ -236,7 +240,7 @@ def read_graph(path: Path) -> list[list[int]]:
 
 
 def _edges(neighbours: list[list[int]], path: Path, keep_self_loops: bool) -> tuple[torch.Tensor, int]:
-    """edge_index int64 [2, E], made symmetric, each edge once, by (destination, source); and the number of self-loops."""
+    """edge_index int64 [2, E], symmetric, each edge once, by (destination, source); and the number of self-loops."""
     n = len(neighbours)
     for node, entry in enumerate(neighbours):
         if entry and not 0 <= min(entry) <= max(entry) < n:
@@ -255,5 +259,6 @@ def _stack(allx, tx, row_of: np.ndarray) -> CSR:
     """Features of all nodes: row row_of[i] of allx over tx for node i, and no entry where that is -1."""
     import scipy.sparse
 
-    stacked = scipy.sparse.vstack((allx, tx, scipy.sparse.csr_matrix((1, allx.shape[1]), dtype=np.float32)), format="csr")
+    nothing = scipy.sparse.csr_matrix((1, allx.shape[1]), dtype=np.float32)
+    stacked = scipy.sparse.vstack((allx, tx, nothing), format="csr")
     return CSR.from_scipy(stacked[row_of])

@@ -31,13 +31,16 @@ def synthetic_citation(
 ) -> Dataset:
     """A degree-corrected planted partition with documents drawn from class topics; the same for the same arguments.
 
-    Classes: sizes in Cora's proportions. Edges: `num_edges` undirected ones (default Cora's 5,278 per 2,708 nodes), each
-    listed in both directions, sorted by (destination, source), without self-loops and repeats, no node isolated.
-    Degrees follow P(d ≥ k) = 1 / (1 + ((k-1)/s)²), which is Cora's law (density falls as d⁻³, largest degree 158 against
-    168), s set by the mean. About a share `homophily` of the edges joins nodes of one class. A share `strays` of the nodes with
-    one or two edges cites the community of another class, so that not every error averages out over neighbours.
+    Classes: sizes in Cora's proportions.
+    Edges: `num_edges` undirected ones (default Cora's 5,278 per 2,708 nodes), each listed in both directions, sorted by
+    (destination, source), without self-loops and repeats, no node isolated.
+    Degrees: P(d ≥ k) = 1 / (1 + ((k-1)/s)²), which is Cora's law (the density falls as d⁻³; largest degree about 160,
+    Cora's is 168), s set by the mean.
+    Homophily: about a share `homophily` of the edges joins nodes of one class. A share `strays` of the nodes with one
+    or two edges cites the community of another class, so that not every error averages out over neighbours.
     Features: about `words` of `num_features` words in each document, at most 30, without repeats; word v is drawn by
-    weight (v + 10)⁻¹, times 1 + `topicality` if it belongs to the document's class. Split: as Planetoid's, at random.
+    weight 1 / (v + 10), times 1 + `topicality` if it belongs to the document's class.
+    Split: as Planetoid's, at random.
 
     Raises InputError where the sizes allow no such graph or split.
     """
@@ -67,7 +70,8 @@ def synthetic_citation(
 
 
 def _check(num_nodes, num_features, num_classes, num_edges, homophily, strays, words, topicality) -> None:
-    for what, value, low in (("num_nodes", num_nodes, 2), ("num_classes", num_classes, 2), ("num_features", num_features, 1)):
+    sizes = ("num_nodes", num_nodes, 2), ("num_classes", num_classes, 2), ("num_features", num_features, 1)
+    for what, value, low in sizes:
         if value < low:
             raise InputError(f"synthetic graph: {what} must be at least {low}, got {value}")
     least, most = -(-num_nodes // 2), num_nodes * _largest_degree(num_nodes) // 4
@@ -101,14 +105,14 @@ def _split(y, num_classes, train_per_class, num_val, num_test, stream) -> list[t
     for label in range(num_classes):
         members = order[y[order] == label]
         if len(members) < train_per_class:
-            raise InputError(f"synthetic graph: class {label} has {len(members)} nodes, expected {train_per_class} to train on")
+            expected = f"{train_per_class} to train on"
+            raise InputError(f"synthetic graph: class {label} has {len(members)} nodes, expected {expected}")
         train.append(members[:train_per_class])
     train = np.concatenate(train)
     rest = order[~np.isin(order, train)]
     if len(rest) < num_val + num_test:
-        raise InputError(
-            f"synthetic graph: {len(rest)} nodes remain beside the training nodes, expected {num_val} to validate and {num_test} to test on"
-        )
+        expected = f"{num_val} to validate and {num_test} to test on"
+        raise InputError(f"synthetic graph: {len(rest)} nodes remain beside those to train on, expected {expected}")
     parts = train, rest[:num_val], rest[num_val : num_val + num_test]
     return [torch.from_numpy(np.sort(part)) for part in parts]
 
@@ -137,23 +141,22 @@ def _degrees(num_nodes: int, num_edges: int, stream) -> np.ndarray:
 
 
 def _communities(y, degrees, num_classes, strays, stream) -> np.ndarray:
-    """Class whose community each node cites, int64 [N]: its own, or another one for strays among nodes of degree 1 and 2."""
+    """Class whose community each node cites, int64 [N]: its own, or for strays of degree 1 and 2 another one."""
     stray = (degrees <= 2) & (stream.random(len(y)) < strays)
     shift = 1 + np.floor(stream.random(len(y)) * (num_classes - 1)).astype(np.int64)
     return np.where(stray, (y + shift) % num_classes, y)
 
 
 def _within_community(y, community, num_classes, degrees, homophily) -> float:
-    """Share of edges to draw within communities, and not anywhere, so that a share `homophily` is expected to join nodes of one class."""
+    """Share of edges to draw within communities, and not anywhere, for the expected homophily to be `homophily`."""
     table = np.zeros((num_classes, num_classes))  # half-edges by community and class
     np.add.at(table, (community, y), degrees)
     size = table.sum(1)
     inside = (table**2 / size[:, None].clip(1)).sum() / size.sum()
     anywhere = (table.sum(0) ** 2).sum() / size.sum() ** 2
     if not anywhere <= homophily <= inside:
-        raise InputError(
-            f"synthetic graph: homophily {homophily} is out of reach, expected {anywhere:.2f} to {inside:.2f} with these strays"
-        )
+        reach = f"{anywhere:.2f} to {inside:.2f} with these strays"
+        raise InputError(f"synthetic graph: homophily {homophily} is out of reach, expected {reach}")
     return (homophily - anywhere) / max(inside - anywhere, 1e-12)
 
 
@@ -207,11 +210,11 @@ def _documents(y, num_classes, num_features, words, topicality, topics, stream) 
     normal = stream.random((len(y), 12)).sum(1) - 6
     count = np.clip(np.rint(words * (1 + 0.32 * normal)), 1, min(MAX_WORDS, num_features)).astype(np.int64)
 
-    # An exponential race: word v arrives at time -log(u) / weight_v, and the first `count` are taken.
+    # An exponential race: word v arrives at time -log(1 - u) / weight_v, and the first `count` are taken.
     most, chosen = int(count.max()), []
     for start in range(0, len(y), 1024):
         rows = slice(start, start + 1024)
-        time = np.log(stream.random((len(y[rows]), num_features))) / -weight[y[rows]]
+        time = np.log1p(-stream.random((len(y[rows]), num_features))) / -weight[y[rows]]
         first = np.argpartition(time, most - 1, axis=1)[:, :most]
         first = np.take_along_axis(first, np.argsort(np.take_along_axis(time, first, 1), axis=1), 1)
         late = np.arange(most) >= count[rows, None]

@@ -1,4 +1,4 @@
-"""A pickle is a program. None of these may run, whatever file they hide in, and each must be refused in one sentence."""
+"""A pickle is a program. None of these may run, whatever file they hide in, and each is refused in one sentence."""
 
 import builtins
 import collections
@@ -142,7 +142,11 @@ def test_assembled_programs_are_refused(marker, refusal, name):
     assert text.startswith("file ") and text.isascii() and text.isprintable()
 
 
-ARRAY = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01%scnumpy\ndtype\nU%s%sK\x00K\x01\x87R(K\x03U\x01%sNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U%s%stb."
+ARRAY = (
+    b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01%s"
+    b"cnumpy\ndtype\nU%s%sK\x00K\x01\x87R(K\x03U\x01%sNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    b"\x89U%s%stb."
+)
 
 
 def array(shape=b"K\x02\x85", dtype=b"i4", order=b"<", data=bytes(8)):
