@@ -11,6 +11,7 @@ import platform
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -116,7 +117,9 @@ def main(args: list[str] | None = None) -> int:
         stream.reconfigure(errors="replace")
     previous = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _dispatch(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *place: _say(str(message))
+            return _dispatch(args)
     except InputError as error:
         return _fail(str(error))
     except Stopped as stop:
@@ -136,8 +139,12 @@ def _stop(number, frame):
     raise Stopped(number)
 
 
+def _say(sentence: str) -> None:
+    print(f"acefast: {' '.join(sentence.split()).removeprefix('acefast: ')}", file=sys.stderr, flush=True)
+
+
 def _fail(sentence: str) -> int:
-    print(f"acefast: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    _say(sentence)
     return 2
 
 
@@ -200,7 +207,7 @@ def search(args: list[str]) -> int:
         **{key: value for key, value in chosen.items() if value != getattr(defaults, key)},
     )
     console = Console()
-    was_complete = run(config, options.out, console, f"{config.method} on {config.dataset}")
+    was_complete = run(config, options.out, console)
     if was_complete:
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
     finish(console, [options.out], None)
@@ -214,22 +221,28 @@ def demo(args: list[str]) -> int:
         resolve_config(backbone="gcn", method=method, preset="paper", **DEMO | dict(rounds=options.rounds, seed=options.seed))
         for method in DEMO_METHODS
     ]
-    complete = [run(config, options.out / config.method, console, config.method) for config in configs]
+    complete = [run(config, options.out / config.method, console) for config in configs]
     if all(complete):
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
     finish(console, [options.out / method for method in DEMO_METHODS], options.out)
     return 0
 
 
-def run(config: SearchConfig, out: Path, console: Console, name: str) -> bool:
+def run(config: SearchConfig, out: Path, console: Console) -> bool:
     """Search with progress shown; True where the folder already was complete."""
     data = load_data(config)
-    with SearchProgress(name, console) as progress:
+    console.print(
+        f"{config.method}: {config.dataset} with {data.num_nodes:,} nodes and {data.graph.num_edges:,} edges, "
+        f"{config.backbone}, preset {config.preset}, axes {config.axes}, seed {config.seed}; run folder {out}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    with SearchProgress(config.method, console) as progress:
         run_search(data, config, out, progress)
     return progress.was_complete
 
 
-def finish(console: Console, folders: list[Path], out: Path | None) -> None:
+def finish(console: Console, folders, out: Path | None) -> None:
     """Print and write the report of `folders`, the files' paths last."""
     groups = report.read_groups(folders)
     text, plot = report.write(groups, out)
@@ -252,16 +265,13 @@ def report_(args: list[str]) -> int:
     options = parse(ReportOptions, "report", args)
     if not options.runs:
         raise InputError("report needs at least one run folder: name the --out folder of a search")
-    groups = report.read_groups(options.runs)
-    if options.json:
-        if options.out is not None:
-            report.write(groups, options.out)
-        print(json.dumps(report.rows(groups), indent=1, allow_nan=False))
+    if not options.json:
+        finish(Console(), options.runs, options.out)
         return 0
-    text, plot = report.write(groups, options.out)
-    console = Console()
-    report.show(groups, console)
-    console.print(f"table: {text}\nplot:  {plot}", soft_wrap=True, highlight=False)
+    groups = report.read_groups(options.runs)
+    if options.out is not None:
+        report.write(groups, options.out)
+    print(json.dumps(report.rows(groups), indent=1, allow_nan=False))
     return 0
 
 

@@ -23,7 +23,7 @@ class SearchProgress:
         self.waiting: list[str] = []
         self.took: dict[str, list[float]] = defaultdict(list)
         self.began = self.spoke = time.monotonic()
-        self.stage_began = self.began
+        self.stage_began, self.in_stage = self.began, False
         self.finished: dict | None = None
         self.was_complete = False
         self.bars: Progress | None = None
@@ -32,7 +32,7 @@ class SearchProgress:
         if self.console.is_terminal:
             self.bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=16),
                 TextColumn("{task.fields[text]}"),
                 console=self.console,
                 transient=True,
@@ -58,7 +58,7 @@ class SearchProgress:
             self.say(f"{self.name}: going on with round {self.done} of {self.rounds}")
 
     def on_stage(self, event):
-        self.stage_began = time.monotonic()
+        self.stage_began, self.in_stage = time.monotonic(), True
         round_, stage = event["round"], event["stage"]
         here = self.stages[self.stages.index(stage) :] if stage in self.stages else [stage]
         self.waiting = here + self.stages * (self.rounds - round_)
@@ -68,7 +68,7 @@ class SearchProgress:
 
     def on_stage_end(self, event):
         self.took[event["stage"]].append(time.monotonic() - self.stage_began)
-        self.waiting = self.waiting[1:]
+        self.waiting, self.in_stage = self.waiting[1:], False
         if self.bars is not None:
             self.bars.update(self.training, visible=False)
         if self.finished is not None:
@@ -84,6 +84,7 @@ class SearchProgress:
         if self.bars is not None:
             text = f"epoch {event['epoch']}/{event['epochs']}, val {100 * event['val']:.1f} %"
             self.bars.update(self.training, completed=event["epoch"], text=text)
+            self.bars.update(self.overall, text=self.times())
 
     def on_round(self, event):
         self.finished = event
@@ -92,7 +93,7 @@ class SearchProgress:
         if self.bars is not None:
             per_round = max(1, len(self.stages))
             total = 1 + self.rounds * per_round
-            what = f"{self.name}: round {round_} of {self.rounds}, {stage}" if round_ else f"{self.name}: dense baseline"
+            what = f"{self.name}: round {round_}/{self.rounds}, {stage}" if round_ else f"{self.name}: dense baseline"
             self.bars.update(
                 self.overall, description=what, total=total, completed=total - len(self.waiting), text=self.times()
             )
@@ -102,8 +103,9 @@ class SearchProgress:
         elapsed = f"{clock(time.monotonic() - self.began)} elapsed"
         if not self.waiting or any(stage not in self.took for stage in self.waiting):
             return elapsed
-        left = sum(sum(self.took[stage]) / len(self.took[stage]) for stage in self.waiting)
-        return f"{elapsed}, about {clock(left)} left"
+        means = [sum(self.took[stage]) / len(self.took[stage]) for stage in self.waiting]
+        here = min(means[0], time.monotonic() - self.stage_began) if self.in_stage else 0.0
+        return f"{elapsed}, about {clock(sum(means) - here)} left"
 
     def say(self, line: str) -> None:
         self.spoke = time.monotonic()

@@ -1,0 +1,76 @@
+"""Progress on and off a terminal, fed with the events of a search."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from acefast import progress
+from acefast.progress import SearchProgress, clock
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock that the test turns: now[0] is the time in seconds."""
+    time = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: time[0]))
+    return time
+
+
+def play(shown, now, rounds=2, done=0, stages=("imp", "retrain"), seconds=10.0):
+    shown({"event": "run", "rounds": rounds, "stages": list(stages), "done": done})
+    for k in range(done, rounds + 1):
+        for stage in stages if k else ["dense"]:
+            shown({"event": "stage", "round": k, "stage": stage})
+            shown({"event": "training", "round": k, "stage": stage, "model": stage, "epochs": 2})
+            for epoch in (1, 2):
+                now[0] += seconds / 2
+                shown({"event": "epoch", "round": k, "stage": stage, "model": stage, "epoch": epoch, "epochs": 2, "val": 0.5})
+            if stage in ("dense", "retrain"):
+                kept = {"edges_kept": 95 if k else 100, "edges_total": 100, "weights_kept": 8, "weights_total": 10}
+                shown({"event": "round", "round": k, **kept, "val": 0.8, "test": 0.7})
+            shown({"event": "stage_end", "round": k, "stage": stage})
+
+
+def test_plain_lines_are_one_a_round_with_the_time_left(now):
+    out = io.StringIO()
+    with SearchProgress("ugs", Console(file=out, width=60)) as shown:
+        play(shown, now)
+    assert out.getvalue().splitlines() == [
+        "ugs: dense baseline: val 80.00 %, test 70.00 %; 00:10 elapsed",
+        "ugs: round 1 of 2: 5.00 % of edges removed, 20.00 % of weights removed, val 80.00 %, test 70.00 %; 00:30 elapsed, "
+        "about 00:20 left",
+        "ugs: round 2 of 2: 5.00 % of edges removed, 20.00 % of weights removed, val 80.00 %, test 70.00 %; 00:50 elapsed",
+    ]
+
+
+def test_long_stages_are_announced(now):
+    out = io.StringIO()
+    with SearchProgress("ugs", Console(file=out, width=60)) as shown:
+        play(shown, now, rounds=1, seconds=100.0)
+    assert "ugs: round 1 of 1, retrain; 03:20 elapsed" in out.getvalue().splitlines()
+
+
+def test_resumed_and_complete_runs(now):
+    out = io.StringIO()
+    with SearchProgress("ugs", Console(file=out)) as shown:
+        play(shown, now, done=2)
+    assert out.getvalue().startswith("ugs: going on with round 2 of 2\n") and not shown.was_complete
+    with SearchProgress("ugs", Console(file=out)) as shown:
+        play(shown, now, done=3)
+    assert shown.was_complete
+
+
+def test_a_terminal_gets_bars(now):
+    out = io.StringIO()
+    with SearchProgress("ugs", Console(file=out, width=90, force_terminal=True)) as shown:
+        play(shown, now)
+        assert shown.bars.tasks[0].total == 5 and shown.bars.tasks[0].completed == 4
+        assert shown.bars.tasks[1].fields["text"] == "epoch 2/2, val 50.0 %"
+    assert "━" in out.getvalue()
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "00:00"), (61.4, "01:01"), (3599.7, "1:00:00"), (36061, "10:01:01")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
