@@ -2,6 +2,7 @@
 undefined-behaviour sanitisers. ninja rebuilds only what changed; everything lies under build/simt."""
 
 import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ BASE_FLAGS = "-std=c++20 -fPIC -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-pa
 FLAGS = f"-O1 -g1 {SANITIZERS} -fno-omit-frame-pointer -fno-strict-aliasing"
 LIBRARY = BUILD / "libacefast_simt.so"
 FAULTY = BUILD / "faulty"
+CUDA_ARCHS = (80, 90)
 
 
 def compiler() -> str:
@@ -26,6 +28,16 @@ def compiler() -> str:
 
 def sources() -> list[Path]:
     return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
+def find_nvcc() -> str | None:
+    homes = [Path(os.environ[name], "bin", "nvcc") for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    found = [*homes, shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+    return next((str(path) for path in found if path and Path(path).exists()), None)
+
+
+def cubin(source: Path, arch: int) -> Path:
+    return BUILD / f"{source.stem}.sm_{arch}.cubin"
 
 
 def ninja_program() -> str:
@@ -40,10 +52,11 @@ def ninja_program() -> str:
 
 
 def build(*targets: Path) -> None:
-    """Builds the targets (LIBRARY, FAULTY); raises RuntimeError with the compiler's messages."""
+    """Builds the targets (LIBRARY, FAULTY, cubins); raises RuntimeError with the compiler's messages."""
     include, libraries = (Path(torch.__file__).parent / name for name in ("include", "lib"))
     # The torch version is on the command line so that another torch rebuilds; its headers are not in the dependency files.
-    defines = f"-DACEFAST_SIMT -DACEFAST_LIBRARY=acefast_simt -DACEFAST_KEY=CPU -DTORCH_TARGET_VERSION=0x020a000000000000 -DSIMT_TORCH={torch.__version__}"
+    target = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+    defines = f"-DACEFAST_SIMT -DACEFAST_LIBRARY=acefast_simt -DACEFAST_KEY=CPU {target} -DSIMT_TORCH={torch.__version__}"
     lines = [
         f"cxx = {compiler()}",
         f"base = {BASE_FLAGS} -I{HERE / 'include'} -I{ROOT / 'csrc'}",
@@ -64,6 +77,17 @@ def build(*targets: Path) -> None:
     for source in sources():
         lines += [f"build {source.stem}.o: cxx {source}", f"  more = {defines} -isystem {include}"]
     lines.append(f"build {LIBRARY.name}: shared simt.o " + " ".join(f"{s.stem}.o" for s in sources()))
+    if find_nvcc():
+        # -O3 as in setup.py; code for the device only, which is what the host compiler above has not seen.
+        lines += [
+            f"nvcc = {find_nvcc()} -ccbin $cxx -std=c++20 -O3 --expt-relaxed-constexpr -DUSE_CUDA {target} -I{ROOT / 'csrc'}",
+            "rule nvcc",
+            f"  command = $nvcc -isystem {include} -MMD -MF $out.d -cubin -arch=sm_$arch $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+        for source, arch in itertools.product(sources(), CUDA_ARCHS):
+            lines += [f"build {cubin(source, arch).name}: nvcc {source}", f"  arch = {arch}"]
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
