@@ -1,5 +1,5 @@
-"""Comparisons of the Triton ops with the reference, for any device: the interpreter's tests run them on the CPU, a GPU's
-tests on "cuda". The reference always runs on the CPU, on inputs cast to float64; selections must agree exactly."""
+"""Comparisons of the Triton ops with the reference, for any device: the interpreter's tests run them on the CPU, a
+GPU's tests on "cuda". The reference runs on the CPU, on inputs cast to float64; selections must agree exactly."""
 
 import math
 
@@ -39,18 +39,19 @@ def _wide(tensors):
 
 
 def check_spmm(graph, num_feats, dtype, factors=FACTORS, seed=0, device="cpu"):
-    """spmm agrees with the reference, and a second run with the first to the bit. Returns y."""
+    """spmm agrees with the reference and, on a GPU, a second run with the first to the bit. Returns y."""
     x, _, values = edge_inputs(graph, num_feats, dtype, factors, seed)
     arrays, inputs = _to(graph.arrays, device), _to([x, *values.values()], device)
     y = spmm(*arrays, *inputs, False)
     assert y.dtype == dtype and y.shape == (graph.num_dst, num_feats)
     assert_close(y.cpu(), reference.spmm(*graph.arrays, *_wide([x, *values.values()]), False), dtype, "y")
-    assert torch.equal(y, spmm(*arrays, *inputs, False)), "spmm differs from run to run"
+    if y.is_cuda:
+        assert torch.equal(y, spmm(*arrays, *inputs, False)), "spmm differs from run to run"
     return y
 
 
 def check_spmm_bwd(graph, num_feats, dtype, factors=FACTORS, need=(True, True), all_edges=False, seed=0, device="cpu"):
-    """spmm_bwd agrees with the reference, and a second run with the first to the bit. Returns (dx, dcoef, dself)."""
+    """spmm_bwd agrees with the reference and, on a GPU, a second run with the first to the bit. Returns the three."""
     x, dy, values = edge_inputs(graph, num_feats, dtype, factors, seed)
     arrays, inputs = _to(graph.arrays, device), _to([dy, x, *values.values()], device)
     actual = spmm_bwd(*arrays, *inputs, *need, all_edges)
@@ -59,8 +60,9 @@ def check_spmm_bwd(graph, num_feats, dtype, factors=FACTORS, need=(True, True), 
     for name, a, b, kind in zip(("dx", "dcoef", "dself"), actual, expected, (dtype, acc, acc), strict=True):
         assert a.dtype == kind, f"{name} is {a.dtype}, expected {kind}"
         assert_close(a.cpu(), b, kind, name)
-    for name, a, b in zip(("dx", "dcoef", "dself"), actual, spmm_bwd(*arrays, *inputs, *need, all_edges), strict=True):
-        assert torch.equal(a, b), f"{name} differs from run to run"
+    if actual[0].is_cuda:
+        again = spmm_bwd(*arrays, *inputs, *need, all_edges)
+        assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True)), "spmm_bwd differs from run to run"
     return actual
 
 
@@ -72,7 +74,7 @@ def check_topk(scores, k, alive=None, largest=True, magnitude=True, device="cpu"
     assert int(status) == int(expected_status), f"status {int(status)}, expected {int(expected_status)}"
     for position, (a, b) in enumerate(zip(keep, expected, strict=True)):
         assert a.dtype == torch.bool and a.shape == b.shape
-        assert torch.equal(a.cpu(), b), f"keep[{position}] differs at {int((a.cpu() != b).sum())} of {b.numel()} elements"
+        assert torch.equal(a.cpu(), b), f"keep[{position}] differs at {int((a.cpu() != b).sum())} of {b.numel()} places"
     return keep, status
 
 
@@ -83,8 +85,10 @@ def score_lists(dtype, scale=1, seed=0):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    tiny = {torch.float16: 2**-24, torch.bfloat16: 2.0**-133, torch.float32: 2.0**-149, torch.float64: 2.0**-1074}[dtype]
-    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, tiny, -tiny, 3 * tiny, 0.0, 1.0], dtype=torch.float64).to(dtype)
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the smallest denormal
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, tiny, -tiny, 3 * tiny, 0.0, 1.0], dtype=torch.float64)
+    special = special.to(dtype)
+    assert special[4] > 0
     return {
         "random": [normal(41 * scale)],
         "list": [normal(7, 3 * scale), normal(0), normal(17 * scale), normal(1)],

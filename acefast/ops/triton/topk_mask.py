@@ -29,7 +29,7 @@ NAN_SCORE = tl.constexpr(1)  # bits of the status, as in reference.py
 BAD_K = tl.constexpr(2)
 FIELDS = tl.constexpr(5)  # of a tensor's table entry: addresses of scores, alive, keep; number of elements; first chunk
 STATE = tl.constexpr(4)  # floor, bits below the digits found so far, how many to take from the floor on, unused
-LAUNCH = {"num_warps": 4, "num_stages": 1}
+LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 # The integers that scores are read as, and the bits of infinity.
 WORDS = {
