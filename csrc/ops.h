@@ -40,15 +40,16 @@
 //   counter (n / 4, step) and key seed (common/philox.h). p = 1 gives 0, NaN gives 0. 1 / (1 - p) is computed in double.
 // relu_dropout_bwd(dy, y, p) -> dx:  dx_n = y_n > 0 ? dy_n / (1 - p) : 0
 //
-// masked_linear(x, weight, mask?, bias?, keep?) -> y
-//   y = x (W * m * keep)^T + b; x T [N, K], W T [O, K], m A [O, K], keep bool [O, K], b T [O]; y T [N, O].
+// masked_linear(x, weight, mask?, bias?, keep?, all_weights) -> y
+//   y = x (W * m * keep)^T + b; x T [N, K], W T [O, K], m A [O, K], keep bool [O, K], b A [O]; y T [N, O]. all_weights concerns the
+//   backward only.
 // masked_linear_bwd(dy, x, weight, mask?, keep?, need_dx, need_dw, all_weights) -> (dx, dw)
-//   dx T [N, K] = dy (W * m * keep); dw A [O, K] = dy^T x, the gradient with respect to the product W * m; 0 where keep is false
+//   dx T [N, K] = dy (W * m * keep); dw T [O, K] = dy^T x, the gradient with respect to the product W * m; 0 where keep is false
 //   unless all_weights.
-// masked_linear_csr(rowptr, col, value, colptr, row, cvalue, weight, mask?, bias?, keep?) -> y
+// masked_linear_csr(rowptr, col, value, colptr, row, cvalue, weight, mask?, bias?, keep?, all_weights) -> y
 //   The same for a constant sparse x [N, K]: rowptr int64 [N + 1], col [nnz], value T [nnz] and the arrays of its transpose,
 //   colptr int64 [K + 1], row [nnz], cvalue T [nnz].
-// masked_linear_csr_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, mask?, keep?, all_weights) -> dw A [O, K]
+// masked_linear_csr_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, mask?, keep?, all_weights) -> dw T [O, K]
 //
 // topk_mask(scores[], k, alive[]?, largest, magnitude) -> (keep[], status)
 //   Selects exactly k of the alive elements of a list of tensors as if concatenated: the largest or the smallest, by value or by

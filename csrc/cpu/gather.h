@@ -1,6 +1,6 @@
 // The gather kernel behind spmm, spmm_bwd, sddmm and masked_linear_csr. A row r (a "center") has a list of entries k, each with
 // a source row src[off_k] and a coefficient:
-//   ACC: out_r = scale_r * sum_k coef_k * src[off_k] + self_r * selfrow_r
+//   ACC: out_r = scale_r * sum_k coef_k * src[off_k] + self_r * selfrow_r + bias
 //   DOT: dot_k = <src[off_k], center_r>
 // One visit of a source row serves both. Columns are taken in blocks whose accumulators stay in registers, the source rows of
 // the next entries are prefetched, across rows too.
@@ -39,6 +39,7 @@ struct Batch {
   const A* scale;       // [row] or nullptr
   const A* self;        // [row] or nullptr
   const T* selfrow;     // [row, F]
+  const A* bias = nullptr;  // [F], added to every row
   A* carry = nullptr;   // [F], a batch that holds part of one row only:
   bool carry_in = false, carry_out = false;  // add to carry's sum; leave the sum there and not in out
 };
@@ -89,6 +90,7 @@ void gather_block(Batch<S, T>& b, int64_t f0, int tail) {
         const T* p = b.selfrow + row * b.stride + f0 + v * L;
         y += b.self[row] * (last ? load_tail(p, tail) : load(p));
       }
+      if (b.bias) y += last ? load_tail(b.bias + f0 + v * L, tail) : load(b.bias + f0 + v * L);
       T* out = b.out + row * b.stride + f0 + v * L;
       last ? store_tail(out, y, tail) : store(out, y);
     }

@@ -1,43 +1,81 @@
 // relu_dropout on the CPU: see csrc/ops.h.
-#include "cpu/parallel.h"
 #include "common/philox.h"
-#include "common/tensor.h"
+#include "cpu/memory.h"
+#include "cpu/parallel.h"
+#include "cpu/vec.h"
 
 namespace acefast {
 namespace {
 
-constexpr int64_t kPiece = 1 << 14;  // elements per task, a multiple of every block length used here
-constexpr int kLanes = 32;           // Philox blocks in flight: 128 elements
+constexpr int64_t kPiece = 1 << 14;            // elements per task, a multiple of kWords
+constexpr int kLanes = kVecBytes / 4;          // Philox blocks per vector
+constexpr int kGroups = 4;                     // vectors of blocks in flight
+constexpr int kWords = 4 * kLanes * kGroups;   // words made at once
 
-// Words of kLanes consecutive blocks, element-major: words[4 * lane + w].
-inline void philox_lanes(uint64_t seed, uint64_t step, uint64_t block, uint32_t* __restrict words) {
-  uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-  for (int l = 0; l < kLanes; ++l) {
-    c0[l] = uint32_t(block + l);
-    c1[l] = uint32_t((block + l) >> 32);
-    c2[l] = uint32_t(step);
-    c3[l] = uint32_t(step >> 32);
+typedef uint64_t VecU64 __attribute__((vector_size(kVecBytes)));
+
+// The high and the low halves of m * a for each of 32-bit lanes.
+inline void wide_product(uint32_t m, VecU32 a, VecU32& high, VecU32& low) {
+  const VecU64 wide = bits<VecU64>(a), low_half = VecU64{} + 0xFFFFFFFFull;
+  const VecU64 even = (wide & low_half) * uint64_t(m), odd = (wide >> 32) * uint64_t(m);
+  high = bits<VecU32>((even >> 32) | (odd & ~low_half));
+  low = bits<VecU32>((even & low_half) | (odd << 32));
+}
+
+// Words of the blocks from `block` on, in element order.
+inline void philox_words(uint64_t seed, uint64_t step, uint64_t block, uint32_t* __restrict words) {
+  VecU32 c0[kGroups], c1[kGroups], c2[kGroups], c3[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    for (int l = 0; l < kLanes; ++l) {
+      c0[g][l] = uint32_t(block + g * kLanes + l);
+      c1[g][l] = uint32_t((block + g * kLanes + l) >> 32);
+    }
+    c2[g] = VecU32{} + uint32_t(step);
+    c3[g] = VecU32{} + uint32_t(step >> 32);
   }
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-#pragma omp simd
-    for (int l = 0; l < kLanes; ++l) {
-      const uint64_t p0 = uint64_t(0xD2511F53u) * c0[l], p1 = uint64_t(0xCD9E8D57u) * c2[l];
-      const uint32_t n0 = uint32_t(p1 >> 32) ^ c1[l] ^ k0, n2 = uint32_t(p0 >> 32) ^ c3[l] ^ k1;
-      c1[l] = uint32_t(p1);
-      c3[l] = uint32_t(p0);
-      c0[l] = n0;
-      c2[l] = n2;
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      VecU32 hi0, lo0, hi1, lo1;
+      wide_product(0xD2511F53u, c0[g], hi0, lo0);
+      wide_product(0xCD9E8D57u, c2[g], hi1, lo1);
+      c0[g] = hi1 ^ c1[g] ^ k0;
+      c1[g] = lo1;
+      c2[g] = hi0 ^ c3[g] ^ k1;
+      c3[g] = lo0;
     }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-#pragma omp simd
-  for (int l = 0; l < kLanes; ++l) {
-    words[4 * l] = c0[l];
-    words[4 * l + 1] = c1[l];
-    words[4 * l + 2] = c2[l];
-    words[4 * l + 3] = c3[l];
+  for (int g = 0; g < kGroups; ++g) {
+    uint32_t word[4][kLanes];
+    std::memcpy(word[0], &c0[g], sizeof word[0]);
+    std::memcpy(word[1], &c1[g], sizeof word[0]);
+    std::memcpy(word[2], &c2[g], sizeof word[0]);
+    std::memcpy(word[3], &c3[g], sizeof word[0]);
+    for (int l = 0; l < kLanes; ++l)
+      for (int w = 0; w < 4; ++w) words[4 * (g * kLanes + l) + w] = word[w][l];
+  }
+}
+
+// y = x > 0 and words >= threshold ? x * scale : 0 for m <= kWords elements.
+template <class T, class A>
+void forward_block(const T* x, T* y, int64_t m, const uint32_t* words, uint32_t threshold, A scale) {
+  constexpr int L = kLanesOf<A>;
+  int64_t i = 0;
+  if constexpr (std::is_same_v<A, float>) {
+    for (; i + L <= m; i += L) {
+      const Vec<float> v = load(x + i);
+      VecU32 w;
+      std::memcpy(&w, words + i, sizeof w);
+      const VecU32 keep = bits<VecU32>(v > 0.f) & bits<VecU32>(w >= threshold);
+      store(y + i, bits<Vec<float>>(bits<VecU32>(v * scale) & keep));
+    }
+  }
+  for (; i < m; ++i) {
+    const A v = A(x[i]);
+    y[i] = T(v > A(0) && words[i] >= threshold ? v * scale : A(0));
   }
 }
 
@@ -46,21 +84,15 @@ void forward(const T* x, T* y, int64_t n, double p, uint64_t seed, uint64_t step
   using A = acc_t<T>;
   const A scale = p < 1 ? A(1.0 / (1.0 - p)) : A(0);
   const uint32_t threshold = p < 1 ? drop_threshold(p) : 0;
-  const A zero = 0;
   parallel_range(n, kPiece, [&](int64_t begin, int64_t end) {
     if (p >= 1) {
-      std::fill(y + begin, y + end, T(0.f));
+      std::memset(static_cast<void*>(y + begin), 0, size_t(end - begin) * sizeof(T));
       return;
     }
-    uint32_t words[4 * kLanes] = {};
-    for (int64_t i = begin; i < end; i += 4 * kLanes) {
-      if (threshold) philox_lanes(seed, step, uint64_t(i) / 4, words);
-      const int64_t m = std::min<int64_t>(4 * kLanes, end - i);
-#pragma omp simd
-      for (int64_t k = 0; k < m; ++k) {
-        const A v = A(x[i + k]);
-        y[i + k] = T((v > zero) & (words[k] >= threshold) ? v * scale : zero);
-      }
+    uint32_t words[kWords] = {};
+    for (int64_t i = begin; i < end; i += kWords) {
+      if (threshold) philox_words(seed, step, uint64_t(i) / 4, words);
+      forward_block<T, A>(x + i, y + i, std::min<int64_t>(kWords, end - i), words, threshold, scale);
     }
   });
 }
@@ -68,10 +100,14 @@ void forward(const T* x, T* y, int64_t n, double p, uint64_t seed, uint64_t step
 template <class T>
 void backward(const T* dy, const T* y, T* dx, int64_t n, double p) {
   using A = acc_t<T>;
+  using V = Vec<A>;
+  using U = std::conditional_t<std::is_same_v<A, float>, VecU32, VecU64>;
+  constexpr int L = kLanesOf<A>;
   const A scale = p < 1 ? A(1.0 / (1.0 - p)) : A(0);
   parallel_range(n, kPiece, [&](int64_t begin, int64_t end) {
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) dx[i] = T(A(y[i]) > A(0) ? A(dy[i]) * scale : A(0));
+    int64_t i = begin;
+    for (; i + L <= end; i += L) store(dx + i, bits<V>(bits<U>(load(dy + i) * scale) & bits<U>(load(y + i) > A(0))));
+    for (; i < end; ++i) dx[i] = T(A(y[i]) > A(0) ? A(dy[i]) * scale : A(0));
   });
 }
 
@@ -80,6 +116,7 @@ Tensor relu_dropout(const Tensor& x, double p, int64_t seed, int64_t step) {
   check(x.is_contiguous(), op, "x is not contiguous");
   check(p >= 0 && p <= 1, op, "p must lie in [0, 1]");
   Tensor y = torch::stable::empty_like(x);
+  advise_huge(y.mutable_data_ptr(), x.numel() * int64_t(x.element_size()));
   dispatch_float(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     forward(ptr<T>(x), mutable_ptr<T>(y), x.numel(), p, uint64_t(seed), uint64_t(step));
@@ -93,6 +130,7 @@ Tensor relu_dropout_bwd(const Tensor& dy, const Tensor& y, double p) {
   check(dy.numel() == y.numel() && dy.scalar_type() == y.scalar_type(), op, "dy must have y's shape and dtype");
   check(p >= 0 && p <= 1, op, "p must lie in [0, 1]");
   Tensor dx = torch::stable::empty_like(dy);
+  advise_huge(dx.mutable_data_ptr(), dy.numel() * int64_t(dy.element_size()));
   dispatch_float(op, y.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     backward(ptr<T>(dy), ptr<T>(y), mutable_ptr<T>(dx), y.numel(), p);

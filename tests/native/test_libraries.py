@@ -1,0 +1,46 @@
+"""The shared objects themselves: which symbols they need, what they export, and what _C says about the build."""
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from acefast.ops import backend
+
+LIBRARIES = sorted(backend.native_library("cpu").parent.glob("libacefast_*.so"))
+
+pytestmark = pytest.mark.skipif(not LIBRARIES, reason="nothing native was built (ACEFAST_BUILD=none)")
+
+
+def symbols(library, which):
+    assert shutil.which("nm"), "binutils' nm is part of every compiler installation"
+    text = subprocess.run(["nm", "-D", "-C", which, str(library)], capture_output=True, text=True, check=True).stdout
+    return [line.split(maxsplit=1)[1] if line[0] == " " else line.split(maxsplit=2)[2] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.stem)
+def test_needs_no_python_and_no_unstable_torch_symbol(library):
+    names = [s.split(maxsplit=1)[-1] for s in symbols(library, "--undefined-only")]
+    bad = [n for n in names if n.startswith(("at::", "c10::", "torch::", "Py", "_Py", "pybind11::")) or "c10::" in n]
+    assert not bad
+    assert any(n.startswith("aoti_torch_") for n in names)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.stem)
+def test_exports_nothing(library):
+    assert symbols(library, "--defined-only") == []
+
+
+def test_every_native_op_is_implemented_for_the_cpu():
+    for op in ("spmm", "spmm_bwd", "sddmm", "gcn_norm", "gcn_norm_bwd", "relu_dropout", "relu_dropout_bwd", "masked_linear",
+               "masked_linear_bwd", "masked_linear_csr", "masked_linear_csr_bwd", "topk_mask"):  # fmt: skip
+        assert backend.implementation(op, "cpu", "native") is not None
+
+
+def test_build_info():
+    module = pytest.importorskip("acefast._C")
+    info = module.build_info()
+    assert all(isinstance(v, str) for v in info.values())
+    assert info["torch_target"] == "2.10" and info["compiler"]
+    assert torch.backends.cpu.get_cpu_capability().lower() in info["cpu_levels"].split(",")
