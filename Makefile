@@ -13,6 +13,7 @@ TORCH ?=
 TORCH_RELEASE = 2.13.0
 
 BIN = $(VENV)/bin
+DGL = $(VENV)/dgl
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES = setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 HAS_TORCH = $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo yes)
@@ -45,6 +46,15 @@ $(VENV)/.test: $(VENV)/.acefast
 	@for wheel in ../shared/wheels/*.whl; do \
 		[ ! -e "$$wheel" ] || $(PIP) --no-index --no-deps "$$wheel" || echo "not used: $$wheel"; \
 	done
+	@$(MAKE) --no-print-directory $(DGL)/.done || echo "DGL cannot be installed here; its converter is not tested."
+	@touch $@
+
+# DGL wants an old setuptools, so it has an environment of its own, which sees the packages of the main one.
+$(DGL)/.done: $(VENV)/.acefast
+	@$(PYTHON) -m venv $(DGL)
+	@$(DGL)/bin/python -m pip install --quiet --disable-pip-version-check "setuptools<70" dgl==1.1.3
+	@$(BIN)/python -c "import sys; print('\n'.join(p for p in sys.path if 'site-packages' in p))" \
+		> $$($(DGL)/bin/python -c "import site; print(site.getsitepackages()[0])")/main.pth
 	@touch $@
 
 search: setup

@@ -1,10 +1,15 @@
 """Graph: structure, checks, conversions."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from acefast import Graph, InputError
-from tests.inputs import edge_sets
+from tests.inputs import REPOSITORY, edge_sets
 
 
 @pytest.mark.parametrize("name", edge_sets())
@@ -98,3 +103,21 @@ def test_torch_sparse_round_trip():
     value = torch.arange(g.num_edges).float()
     dense = g.to_torch_sparse(value).to_dense()
     assert torch.equal(dense, torch.from_numpy(g.to_scipy(value).toarray()).T)
+
+
+def test_dgl_round_trip():
+    python = Path(os.environ.get("ACEFAST_DGL_PYTHON", Path(sys.prefix) / "dgl" / "bin" / "python"))
+    if not python.exists():
+        pytest.skip("DGL is not installed (ACEFAST_DGL_PYTHON names an interpreter that has it)")
+    script = """
+import torch
+from acefast import Graph
+for sizes in ((20, 20), (5, 9)):
+    edges = torch.stack([torch.randint(0, n, (60,)) for n in sizes])
+    graph = Graph.from_edge_index(edges, sizes).to_dgl()
+    back = Graph.from_dgl(graph)
+    assert torch.equal(back.edge_index(), edges) and (back.num_src, back.num_dst) == sizes, sizes
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "DGLBACKEND": "pytorch"}
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
