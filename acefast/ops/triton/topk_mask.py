@@ -21,7 +21,8 @@ from torch import Tensor
 
 from acefast.ops.triton import on_device
 
-BLOCK = 2048  # elements read at once by a program: 16 per thread; with less than a full layout tl.histogram counts twice
+# Elements read at once by a program, 16 per thread: with less than a full layout tl.histogram would count some twice.
+BLOCK = 2048
 MAX_CHUNKS = 2048  # a chunk has as many blocks as keep their number below this (one more per tensor)
 DIGIT = tl.constexpr(8)
 BINS = tl.constexpr(256)
