@@ -1,6 +1,8 @@
 // masked_linear on CUDA for dense x: the masked weight is formed once and the products are torch's (cuBLAS), see csrc/ops.h.
 #include "common.cuh"
 
+#include <array>
+
 namespace acefast {
 namespace {
 
@@ -38,6 +40,13 @@ Tensor launch_masked_linear_product(const Tensor& weight, const OptTensor& mask,
   return out;
 }
 
+// out = a b through torch. The out variant is the one that autocast leaves alone: out keeps its dtype.
+void matrix_product(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b), torch::stable::detail::from(out)};
+  if (torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) != 0) fail("masked_linear", "torch's product failed");
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes the returned reference
+}
+
 void check_masked_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& mask, const OptTensor& keep) {
   check(x.dim() == 2 && weight.dim() == 2, op, "x and weight must have two dimensions");
   check_tensor(op, "x", x, x, {x.size(0), weight.size(1)});
@@ -53,8 +62,9 @@ Tensor masked_linear(Tensor x, Tensor weight, OptTensor mask, OptTensor bias, Op
   const DeviceScope scope(x);
   return dispatch_float("masked_linear", x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    Tensor product = launch_masked_linear_product<T>(weight, mask, keep, scope);
-    const Tensor y = torch::stable::matmul(x, torch::stable::transpose(product, 0, 1));
+    const Tensor y = new_tensor(x, {x.size(0), weight.size(0)}, x.scalar_type());
+    const Tensor product = launch_masked_linear_product<T>(weight, mask, keep, scope);
+    matrix_product(x, torch::stable::transpose(product, 0, 1), y);
     if (bias && y.numel() > 0)
       ACEFAST_LAUNCH((masked_linear_bias_kernel<T>), grid_of(y.numel(), kThreads), kThreads, 0, scope.stream(), mutable_ptr<T>(y),
                      ptr<acc_t<T>>(bias), y.size(1), y.numel());
@@ -68,12 +78,13 @@ std::tuple<Tensor, Tensor> masked_linear_bwd(Tensor dy, Tensor x, Tensor weight,
   check_tensor("masked_linear_bwd", "dy", dy, x, {x.size(0), weight.size(0)});
   check_dtype("masked_linear_bwd", "dy", dy, x.scalar_type());
   const DeviceScope scope(x);
-  Tensor dx = none_tensor(x, x.scalar_type()), dw = none_tensor(x, x.scalar_type());
+  const Tensor dx = need_dx ? torch::stable::empty_like(x) : none_tensor(x, x.scalar_type());
+  const Tensor dw = need_dw ? torch::stable::empty_like(weight) : none_tensor(x, x.scalar_type());
   dispatch_float("masked_linear_bwd", x.scalar_type(), [&](auto t) {
     using T = typename decltype(t)::type;
-    if (need_dx) dx = torch::stable::matmul(dy, launch_masked_linear_product<T>(weight, mask, keep, scope));
+    if (need_dx) matrix_product(dy, launch_masked_linear_product<T>(weight, mask, keep, scope), dx);
     if (need_dw) {
-      dw = torch::stable::contiguous(torch::stable::matmul(torch::stable::transpose(dy, 0, 1), x));
+      matrix_product(torch::stable::transpose(dy, 0, 1), x, dw);
       if (keep && !all_weights && dw.numel() > 0)
         ACEFAST_LAUNCH((masked_linear_bwd_drop_kernel<T>), grid_of(dw.numel(), kThreads), kThreads, 0, scope.stream(), mutable_ptr<T>(dw),
                        ptr<bool>(keep), dw.numel());

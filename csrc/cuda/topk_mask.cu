@@ -75,7 +75,10 @@ __device__ __forceinline__ key_t<T> key_of(T score, bool magnitude, bool& nan) {
   return absolute != 0 && (bits & sign) ? sign - absolute : sign + absolute;
 }
 
-__device__ __forceinline__ Word high_bits(Word u, int shift) { return shift >= 64 ? 0 : u >> shift; }
+template <typename K>
+__device__ __forceinline__ K high_bits(K u, int shift) {
+  return shift >= 8 * static_cast<int>(sizeof(K)) ? K{0} : u >> shift;
+}
 
 template <typename T>
 constexpr int kVec = 16 / sizeof(T);
@@ -151,10 +154,11 @@ __device__ __forceinline__ void load_tile(const Tile<T>& tile, Chunk<T>* chunks)
 
 // Distance of a score from the better end of the keys' range.
 template <typename T>
-__device__ __forceinline__ Word distance(T score, const State& state, bool largest, bool magnitude) {
+__device__ __forceinline__ key_t<T> distance(T score, const State& state, bool largest, bool magnitude) {
+  using K = key_t<T>;
   bool nan = false;
-  const Word key = key_of(score, magnitude, nan);
-  return largest ? state.max_key - key : key - state.min_key;
+  const K key = key_of(score, magnitude, nan);
+  return largest ? static_cast<K>(state.max_key) - key : key - static_cast<K>(state.min_key);
 }
 
 __global__ void __launch_bounds__(kPickThreads) topk_mask_init_kernel(State* state, Word* histogram) {
@@ -168,7 +172,8 @@ __global__ void __launch_bounds__(kThreads)
   ACEFAST_SHARED(shared_min, Word, [kWarpsPerBlock]);
   ACEFAST_SHARED(shared_max, Word, [kWarpsPerBlock]);
   ACEFAST_SHARED(shared_alive, Word, [kWarpsPerBlock]);
-  Word smallest = ~Word{0}, greatest = 0, alive = 0;
+  key_t<T> least = ~key_t<T>{0}, most = 0;
+  Word alive = 0;
   bool nan = false;
   const int64_t tiles = batch.first_tile[batch.tensors];
   for (int64_t t = batch.first_tile[0] + blockIdx.x; t < tiles; t += gridDim.x) {
@@ -180,13 +185,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int v = 0; v < kVec<T>; ++v) {
         if (!(chunks[round].alive >> v & 1)) continue;
-        const Word key = key_of(chunks[round].score.v[v], magnitude, nan);
-        smallest = min(smallest, key);
-        greatest = max(greatest, key);
+        const key_t<T> key = key_of(chunks[round].score.v[v], magnitude, nan);
+        least = min(least, key);
+        most = max(most, key);
         ++alive;
       }
     }
   }
+  Word smallest = least, greatest = most;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     smallest = min(smallest, __shfl_xor_sync(kFullMask, smallest, offset));
     greatest = max(greatest, __shfl_xor_sync(kFullMask, greatest, offset));
@@ -235,7 +241,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) bins[bin] = 0;
   __syncthreads();
   const int shift = max(0, state.shift - kDigit);
-  const Word digit_mask = (Word{1} << (state.shift - shift)) - 1;
+  const unsigned digit_mask = (1u << (state.shift - shift)) - 1;
+  const auto prefix = static_cast<key_t<T>>(state.prefix);
   const int64_t tiles = batch.first_tile[batch.tensors];
   for (int64_t t = batch.first_tile[0] + blockIdx.x; t < tiles; t += gridDim.x) {
     const Tile<T> tile = tile_of(batch, t);
@@ -246,8 +253,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int v = 0; v < kVec<T>; ++v) {
         if (!(chunks[round].alive >> v & 1)) continue;
-        const Word u = distance(chunks[round].score.v[v], state, largest, magnitude);
-        if (high_bits(u, state.shift) == state.prefix) atomicAdd(&bins[static_cast<int>(u >> shift & digit_mask)], 1u);
+        const key_t<T> u = distance(chunks[round].score.v[v], state, largest, magnitude);
+        if (high_bits(u, state.shift) == prefix) atomicAdd(&bins[static_cast<unsigned>(u >> shift) & digit_mask], 1u);
       }
     }
   }
@@ -312,13 +319,14 @@ __device__ __forceinline__ bool ties_are_split(const State& s) { return s.mode =
 template <typename T>
 __device__ __forceinline__ void compare(const Chunk<T>& chunk, const State& state, bool largest, bool magnitude, unsigned& below,
                                         unsigned& tied) {
+  const auto prefix = static_cast<key_t<T>>(state.prefix);
   below = tied = 0;
 #pragma unroll
   for (int v = 0; v < kVec<T>; ++v) {
     if (!(chunk.alive >> v & 1)) continue;
-    const Word u = high_bits(distance(chunk.score.v[v], state, largest, magnitude), state.shift);
-    below |= unsigned{u < state.prefix} << v;
-    tied |= unsigned{u == state.prefix} << v;
+    const key_t<T> u = high_bits(distance(chunk.score.v[v], state, largest, magnitude), state.shift);
+    below |= unsigned{u < prefix} << v;
+    tied |= unsigned{u == prefix} << v;
   }
 }
 

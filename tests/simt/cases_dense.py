@@ -54,6 +54,17 @@ def test_masked_linear(dtype):
             check("masked_linear_bwd", dy, x, weight, mask, keep, need_dx, need_dw, all_weights, what=str(chosen))
 
 
+def test_masked_linear_is_left_alone_by_autocast():
+    generator = torch.Generator().manual_seed(6)
+    x, dy = torch.randn(20, 16, generator=generator), torch.randn(20, 5, generator=generator)
+    weight, mask, bias, keep = parameters(5, 16, torch.float32, CHOICES[0], generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = run("masked_linear", x, weight, mask, bias, keep, False)
+        dx, dw = run("masked_linear_bwd", dy, x, weight, mask, keep, True, True, False)
+    assert torch.equal(y, run("masked_linear", x, weight, mask, bias, keep, False))
+    assert all(map(torch.equal, (dx, dw), run("masked_linear_bwd", dy, x, weight, mask, keep, True, True, False)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_masked_linear_csr(dtype):
     generator = torch.Generator().manual_seed(2)
