@@ -117,41 +117,68 @@ def test_resuming_after_every_boundary_gives_the_same_bits(tiny, tiny_config, tm
 
 
 WORKER = """
-import sys
+import os, signal, sys
 from acefast.data import synthetic_citation
 from acefast.search import resolve_config, run_search
 data = synthetic_citation(80, 30, 3, seed=1, num_edges=160, words=6.0, train_per_class=6, num_val=20, num_test=24, name="tiny")
 config = resolve_config("tiny", hidden=8, rounds=2, mask_epochs=20, fix_epochs=20, ace_epochs=5, ace_rounds=3, threads=1)
-run_search(data, config, sys.argv[1], lambda event: print(event["event"], flush=True))
+events = 0
+def progress(event):
+    global events
+    events += 1
+    if events == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+run_search(data, config, sys.argv[1], progress)
 """
 
 
+def work(folder, kill_at=0):
+    """Run the search in a process of its own, which SIGKILLs itself at the given event; its exit status."""
+    return subprocess.run([sys.executable, "-c", WORKER, str(folder), str(kill_at)], timeout=300).returncode
+
+
 @pytest.fixture(scope="module")
-def worker():
-    """(start a search in its own process, the folder of an undisturbed one)."""
-
-    def start(folder):
-        return subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, text=True)
-
+def undisturbed():
     with tempfile.TemporaryDirectory() as folder:
-        undisturbed = start(Path(folder) / "run")
-        assert undisturbed.communicate(timeout=300) and undisturbed.returncode == 0
-        yield start, Path(folder) / "run"
+        assert work(Path(folder) / "run") == 0
+        yield contents(Path(folder) / "run")
 
 
-@pytest.mark.parametrize("lines", [5, 90, 150])
-def test_sigkill_and_rerun_gives_the_same_bits(tmp_path, worker, lines):
-    start, undisturbed = worker
-    killed = start(tmp_path)
-    for _ in range(lines):
-        killed.stdout.readline()
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    again = start(tmp_path)
-    assert again.communicate(timeout=300) and again.returncode == 0
-    assert contents(tmp_path) == contents(undisturbed)
+@pytest.mark.parametrize("event", [40, 150])
+def test_sigkill_and_rerun_gives_the_same_bits(tmp_path, undisturbed, event):
+    assert work(tmp_path, event) == -signal.SIGKILL
+    assert work(tmp_path) == 0
+    assert contents(tmp_path) == undisturbed
     assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_being_stopped_before_any_write_gives_the_same_bits(tiny, tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(rounds=1, ace_rounds=1)
+    run_search(tiny, config, tmp_path / "undisturbed")
+    replace, calls = os.replace, 0
+
+    def stop_before(number):
+        def stopping(source, target):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise Killed
+            replace(source, target)
+
+        return stopping
+
+    for number in range(1, 100):
+        folder, calls = tmp_path / str(number), 0
+        monkeypatch.setattr(os, "replace", stop_before(number))
+        try:
+            run_search(tiny, config, folder)
+        except Killed:
+            monkeypatch.setattr(os, "replace", replace)
+            run_search(tiny, config, folder)
+            assert contents(folder) == contents(tmp_path / "undisturbed"), number
+        else:
+            break
+    assert number > 20  # config, then per stage the checkpoint, its summary, history and timings, and a ticket
 
 
 def test_a_half_written_state_is_mended(tiny, tiny_config, tmp_path):
