@@ -472,7 +472,7 @@ void launch_topk_mask_fwd(const std::vector<Tensor>& scores, const std::optional
   int64_t* ties = mutable_ptr<int64_t>(ties_memory);
   const cudaStream_t stream = scope.stream();
   const int64_t most_blocks = int64_t{kBlocksPerProcessor} * scope.multiprocessors();
-  const auto grid = [&](const Batch<T>& b) { return dim3(std::min(b.first_tile[b.tensors] - b.first_tile[0], most_blocks)); };
+  const auto grid = [&](const Batch<T>& b) { return grid_of(std::min(b.first_tile[b.tensors] - b.first_tile[0], most_blocks), 1); };
 
   ACEFAST_LAUNCH((topk_mask_init_kernel), dim3(1), kPickThreads, 0, stream, state, histogram);
   for (const Batch<T>& b : batches)
