@@ -100,8 +100,11 @@ def comparison(groups: list[Group]) -> Table:
 def findings(group: Group) -> list[str]:
     """What the table of `group` says, in sentences."""
     verdict, n = judge(group), len(group.runs)
+    planned = group.config.get("rounds", 0)
+    short = [run for run in group.runs if isinstance(planned, int) and len(run.rungs) <= planned]
+    unfinished = [f"Unfinished: {len(run.rungs) - 1} of {planned} rounds in {run.path}." for run in short]
     if len(verdict.loose) == 1:
-        return []
+        return unfinished
     mean = "mean test" if n > 1 else "test"
     found = [
         f"Loose form (sparsest rung whose {mean} is not below dense): {removed(group, verdict.loosest)}."
@@ -122,7 +125,7 @@ def findings(group: Group) -> list[str]:
         )
     if group.config["method"] == "ace" and not group.exchanged:
         found.append("This ACE run exchanged nothing: its tickets are those of pruning alone.")
-    return found
+    return unfinished + found
 
 
 def removed(group: Group, k: int) -> str:

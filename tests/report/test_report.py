@@ -107,6 +107,13 @@ def test_a_rung_that_a_seed_has_not_reached_does_not_win(tmp_path, write_run):
     report.write(groups)
 
 
+def test_unfinished_runs_are_named(tmp_path, write_run):
+    write_run(tmp_path / "a", [0.8, 0.81], rounds=3)
+    assert f"Unfinished: 1 of 3 rounds in {tmp_path / 'a'}." in printed(report.read_groups([tmp_path]))
+    write_run(tmp_path / "b", [0.8, 0.81], rounds=1)
+    assert "Unfinished" not in printed(report.read_groups([tmp_path / "b"]))
+
+
 def test_same_seed_twice_is_refused(tmp_path, write_run):
     write_run(tmp_path / "a", [0.8])
     write_run(tmp_path / "b", [0.8])
