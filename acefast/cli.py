@@ -41,8 +41,8 @@ DEMO_METHODS = ("dense", "ugs", "ace")
 class SearchOptions:
     """Search for a winning ticket: train the dense baseline, then prune round by round.
 
-    Settings that are not given come from --preset for the --dataset, --backbone and --method; the defaults shown here are
-    those for what is given. The run's folder can be resumed at any time by the same command.
+    Settings that are not given come from --preset for the --dataset, --backbone and --method; the defaults shown here
+    are those for what is given. The run's folder can be resumed at any time by the same command.
     """
 
     out: Path
@@ -53,7 +53,10 @@ class SearchOptions:
 @dataclass(frozen=True)
 class DemoOptions:
     """Run the default job: dense, UGS and ACE-GLT on a generated citation graph of Cora's size, a few rounds with
-    shortened epochs, ending with the table and the plot of all three. Needs no data; can be resumed by the same command."""
+    shortened epochs, ending with the table and the plot of all three.
+
+    Needs no data; can be resumed by the same command.
+    """
 
     out: Path = Path("runs/demo")
     """Folder of the runs and of their report."""
@@ -67,8 +70,8 @@ class DemoOptions:
 class ReportOptions:
     """Print and write the table and the plot of accuracy over sparsity of one or several runs.
 
-    Runs that differ by seed alone are shown as mean and standard deviation. report.md and accuracy.png go to --out, else
-    into the folder of a single run, else into the folder that holds the runs.
+    Runs that differ by seed alone are shown as mean and standard deviation. report.md and accuracy.png go to --out,
+    else into the folder of a single run, else into the folder that holds the runs.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR...")]
@@ -164,11 +167,13 @@ def _dispatch(args: list[str]) -> int:
 def _usage() -> str:
     lines = ["usage: acefast COMMAND [OPTIONS]", "", "Graph lottery tickets by ACE-GLT.", ""]
     lines += [f"  {name:<10}{what}" for name, (what, _) in COMMANDS.items()]
-    return "\n".join([*lines, "", "acefast COMMAND --help tells the options of a command; --version prints the version."])
+    return "\n".join(
+        [*lines, "", "acefast COMMAND --help tells the options of a command; --version prints the version."]
+    )
 
 
 def parse(options, command: str, args: list[str], default=tyro.MISSING):
-    """The options of a command from its arguments. A usage error raises InputError with tyro's message as one sentence."""
+    """The options of a command from its arguments. Raises InputError with tyro's message as one sentence."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -218,7 +223,9 @@ def demo(args: list[str]) -> int:
     options = parse(DemoOptions, "demo", args)
     console = Console()
     configs = [
-        resolve_config(backbone="gcn", method=method, preset="paper", **DEMO | dict(rounds=options.rounds, seed=options.seed))
+        resolve_config(
+            backbone="gcn", method=method, preset="paper", **DEMO | dict(rounds=options.rounds, seed=options.seed)
+        )
         for method in DEMO_METHODS
     ]
     complete = [run(config, options.out / config.method, console) for config in configs]
@@ -283,9 +290,7 @@ def inspect(args: list[str]) -> int:
         "ticket": str(options.ticket),
         "bytes": options.ticket.stat().st_size,
         "metadata": ticket.metadata,
-        **{
-            axis: {"kept": kept, "total": total, "sparsity": removed[axis]} for axis, (kept, total) in counts.items()
-        },
+        **{axis: {"kept": kept, "total": total, "sparsity": removed[axis]} for axis, (kept, total) in counts.items()},
         "masks": {
             name: {"shape": list(keep.shape), "kept": int(keep.sum()), "total": keep.numel()}
             for name, keep in ticket.weight_keep.items()
@@ -307,9 +312,7 @@ def inspect(args: list[str]) -> int:
 def _fit(ticket: Ticket, options: InspectOptions) -> dict:
     """What the ticket leaves of its graph; refuses another graph."""
     name = options.dataset or ticket.metadata.get("dataset")
-    graph = load_dataset(
-        name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released"
-    ).graph
+    graph = load_dataset(name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released").graph
     kept = ticket.graph(graph)
     touched = torch.zeros(graph.num_dst, dtype=torch.bool)
     touched[kept.edge_index().flatten()] = True
@@ -342,7 +345,11 @@ def _print_ticket(facts: dict) -> None:
     parts = Table("parameter", "shape", "dtype", "kept", "removed %", box=box.SIMPLE_HEAD)
     for name, value in facts["rewind"].items():
         mask = facts["masks"].get(name)
-        kept = [f"{mask['kept']:,} of {mask['total']:,}", f"{100 - 100 * mask['kept'] / max(1, mask['total']):.2f}"] if mask else ["not masked", ""]
+        kept = (
+            [f"{mask['kept']:,} of {mask['total']:,}", f"{100 - 100 * mask['kept'] / max(1, mask['total']):.2f}"]
+            if mask
+            else ["not masked", ""]
+        )
         parts.add_row(name, " × ".join(map(str, value["shape"])), value["dtype"], *kept)
     console.print(parts, highlight=False)
 

@@ -24,4 +24,6 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written") from None
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that can be written"
+        ) from None

@@ -1,7 +1,7 @@
 """The winning ticket as a record and as a file.
 
 File format, version 1: one safetensors file with
-    edge_keep            uint8 [ceil(E / 8)]   bit e % 8 of byte e // 8 is edge e in the caller's order; spare bits are 0
+    edge_keep            uint8 [ceil(E / 8)]   edge e of the caller's order is bit e % 8 of byte e // 8; spare bits 0
     weight_keep/<name>   uint8 [ceil(n / 8)]   the same over the flattened weight <name>
     rewind/<name>        float [shape]         the parameter before training
 and one metadata entry "acefast.ticket": JSON with format, edges, weights {name: shape}, metadata and digest, the
@@ -35,11 +35,11 @@ class Ticket:
     edge_keep    bool [E]            edges kept, in the order of the graph's edge_index
     weight_keep  {name: bool}        weights kept, one mask per masked parameter, in its shape
     rewind       {name: float}       every parameter at its start
-    metadata     JSON values         dataset, fingerprint (`Graph.fingerprint()` of the graph), backbone, method, preset,
-                                     axes, round, seed, val, test, config_hash, acefast_version; more may be added
+    metadata     JSON values         dataset, fingerprint (`Graph.fingerprint()` of the graph), backbone, method,
+                                     preset, axes, round, seed, val, test, config_hash, acefast_version, and more
 
-    Raises InputError where these do not fit together: wrong dtypes, a mask for a parameter that is not in `rewind` or in
-    another shape, values that are not finite, no fingerprint.
+    Raises InputError where these do not fit together: wrong dtypes, a mask for a parameter that is not in `rewind` or
+    in another shape, values that are not finite, no fingerprint.
     """
 
     edge_keep: Tensor
@@ -96,8 +96,8 @@ class Ticket:
         if expected != got or g.num_edges != self.edge_keep.numel():
             raise InputError(
                 f"this is a ticket for another graph: it was found on {self.metadata.get('dataset', 'a graph')} with "
-                f"{self.edge_keep.numel()} edges and fingerprint {expected[:12]}, the graph given has {g.num_edges} edges "
-                f"and fingerprint {got[:12]}; give the graph that the ticket was found on"
+                f"{self.edge_keep.numel()} edges and fingerprint {expected[:12]}, the graph given has {g.num_edges} "
+                f"edges and fingerprint {got[:12]}; give the graph that the ticket was found on"
             )
         return type(g).from_edge_index(g.edge_index()[:, self.edge_keep.to(g.device)], num_nodes=g.num_nodes)
 
@@ -105,8 +105,8 @@ class Ticket:
     def apply(self, model: nn.Module) -> nn.Module:
         """Set the rewind weights and the masks in `model` and return it.
 
-        Parameters are matched by name. A masked parameter's module takes the mask by its `set_keep(bool Tensor)` where it
-        has one (acefast.nn); in any other module the removed weights are set to 0.
+        Parameters are matched by name. A masked parameter's module takes the mask by its `set_keep(bool Tensor)` where
+        it has one (acefast.nn); in any other module the removed weights are set to 0.
 
         Raises InputError, and changes nothing, where a parameter is missing on either side or has another shape.
         """
@@ -157,8 +157,8 @@ class Ticket:
     def load(cls, path) -> "Ticket":
         """Read a ticket and check all of it.
 
-        Raises InputError where the file is missing, cut short, changed since it was written, of another format, or holds
-        anything but a ticket.
+        Raises InputError where the file is missing, cut short, changed since it was written, of another format, or
+        holds anything but a ticket.
         """
         path = Path(path)
         header, tensors = read_safetensors(path)
@@ -170,14 +170,16 @@ class Ticket:
         require(isinstance(header, dict), f"its metadata holds no {HEADER}")
         if header.get("format") != FORMAT:
             raise InputError(
-                f"{path} is a ticket of format {header.get('format')!r}, this acefast reads format {FORMAT}; read it with "
-                f"the acefast that wrote it"
+                f"{path} is a ticket of format {header.get('format')!r}, this acefast reads format {FORMAT}; read it "
+                f"with the acefast that wrote it"
             )
         require(header.keys() == {"format", "edges", "weights", "metadata", "digest"}, "its header has other keys")
         edges, shapes, metadata = header["edges"], header["weights"], header["metadata"]
         require(is_size(edges), f"its number of edges is {edges!r}")
         require(isinstance(shapes, dict) and isinstance(metadata, dict), "its weights or metadata are no JSON objects")
-        require(all(isinstance(s, list) and all(map(is_size, s)) for s in shapes.values()), "a weight's shape is no list")
+        require(
+            all(isinstance(s, list) and all(map(is_size, s)) for s in shapes.values()), "a weight's shape is no list"
+        )
         rewind = {name[7:]: value for name, value in tensors.items() if name.startswith("rewind/")}
         packed = {f"weight_keep/{name}": math.prod(shape) for name, shape in shapes.items()} | {"edge_keep": edges}
         names = packed.keys() | {f"rewind/{name}" for name in rewind}
@@ -193,7 +195,9 @@ class Ticket:
             require(spare == 0, f"{name} has bits set beyond its {count} entries")
         for name, shape in shapes.items():
             require(name in rewind, f"the tensor rewind/{name} is missing")
-            require(list(rewind[name].shape) == shape, f"rewind/{name} has shape {list(rewind[name].shape)}, not {shape}")
+            require(
+                list(rewind[name].shape) == shape, f"rewind/{name} has shape {list(rewind[name].shape)}, not {shape}"
+            )
         unsigned = {key: value for key, value in header.items() if key != "digest"}
         require(digest(unsigned, tensors) == header["digest"], "its content does not match its digest")
         weight_keep = {name: unpack(tensors[f"weight_keep/{name}"], math.prod(s)).view(s) for name, s in shapes.items()}

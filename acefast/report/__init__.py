@@ -7,7 +7,7 @@ from rich.console import Console
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.report import table
-from acefast.report.runs import Group, RunRecord, Rung, common_folder, find_runs, group_runs, read_run
+from acefast.report.runs import Group, Rung, RunRecord, common_folder, find_runs, group_runs, read_run
 from acefast.report.winning import Verdict, judge
 
 REPORT, PLOT = "report.md", "accuracy.png"

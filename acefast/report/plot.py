@@ -19,8 +19,8 @@ DENSE = "#444444"
 
 
 def accuracy_plot(groups: list[Group]) -> bytes:
-    """PNG bytes: one panel per dataset, backbone and axes; mean test accuracy over sparsity with a ±1 standard deviation
-    band over seeds, the dense accuracy as a dashed line, a ring around the sparsest rung that wins in the loose form.
+    """PNG bytes: one panel per dataset, backbone and axes; mean test accuracy over sparsity with a band of ±1 standard
+    deviation over seeds, the dense accuracy as a dashed line, a ring around the sparsest rung of the loose form.
 
     Sparsity is drawn on the scale of what remains (its logarithm), so that the rungs of a ladder lie evenly. With joint
     axes the main axis is that of the weights and the one on top is that of the edges.
@@ -30,7 +30,9 @@ def accuracy_plot(groups: list[Group]) -> bytes:
         panels.setdefault(tuple(group.config[name] for name in ("dataset", "backbone", "axes")), []).append(group)
     # A dense run prunes no axis: it belongs to every panel of its dataset and backbone.
     for key in [key for key, members in panels.items() if not any(map(has_curve, members))]:
-        homes = [other for other in panels if other != key and other[:2] == key[:2] and any(map(has_curve, panels[other]))]
+        homes = [
+            other for other in panels if other != key and other[:2] == key[:2] and any(map(has_curve, panels[other]))
+        ]
         if homes:
             lone = panels.pop(key)
             for home in homes:
@@ -100,7 +102,9 @@ def draw_curve(axes, group: Group, main: str, color: str, marker: str) -> None:
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0, zorder=1)
     best = judge(group).loosest
     if best:
-        axes.plot(x[best], y[best], marker="o", markersize=11, fillstyle="none", color=color, markeredgewidth=1.4, zorder=4)
+        axes.plot(
+            x[best], y[best], marker="o", markersize=11, fillstyle="none", color=color, markeredgewidth=1.4, zorder=4
+        )
 
 
 def draw_dense(axes, groups: list[Group]) -> None:
@@ -114,10 +118,10 @@ def draw_dense(axes, groups: list[Group]) -> None:
 
 
 def edge_axis(axes, curves: list[Group], right: float) -> None:
-    """Edge sparsity on top where all curves remove the same edges beside the same weights; beside each line's end if not."""
+    """Edge sparsity: on top where all curves remove the same edges beside the same weights, else at each line's end."""
     ladders = [[(sparsity(g, "weight", k), sparsity(g, "edge", k)) for k in range(g.common)] for g in curves]
     longest = max(ladders, key=len)
-    agree = all(abs(a - b) < 0.005 for l in ladders for one, two in zip(l, longest) for a, b in zip(one, two))
+    agree = all(abs(a - b) < 0.005 for rungs in ladders for one, two in zip(rungs, longest) for a, b in zip(one, two))
     rising = all(one[0] < two[0] and one[1] < two[1] for one, two in zip(longest, longest[1:]))
     if not (agree and rising):
         for group in curves:

@@ -102,9 +102,15 @@ def find_runs(folders) -> list[Path]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"there is no run folder {folder}; name the --out folder of a search")
-        inside = [folder] if is_run(folder) else sorted(path.parent for path in folder.rglob("config.toml") if is_run(path.parent))
+        inside = (
+            [folder]
+            if is_run(folder)
+            else sorted(path.parent for path in folder.rglob("config.toml") if is_run(path.parent))
+        )
         if not inside:
-            raise InputError(f"{folder} holds no run (no config.toml with history.jsonl); name the --out folder of a search")
+            raise InputError(
+                f"{folder} holds no run (no config.toml with history.jsonl); name the --out folder of a search"
+            )
         for path in inside:
             found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -125,7 +131,9 @@ def read_run(folder) -> RunRecord:
     rungs: list[Rung] = []
     for place, event in _lines(folder / "history.jsonl"):
         if not isinstance(event.get("event"), str):
-            raise InputError(f"{place} has no text 'event'; the file was changed, so run the search again in a new folder")
+            raise InputError(
+                f"{place} has no text 'event'; the file was changed, so run the search again in a new folder"
+            )
         if event["event"] == "round":
             rungs.append(_rung(place, event, rungs, seconds))
     if not rungs:
@@ -206,7 +214,9 @@ def _lines(path: Path):
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise InputError(f"{place} is no JSON object (cut short or changed?); run the search's command again to mend it")
+            raise InputError(
+                f"{place} is no JSON object (cut short or changed?); run the search's command again to mend it"
+            )
         yield place, value
     if text and not text.endswith("\n"):
         raise InputError(f"{path} is cut short: its last line has no end; run the search's command again to mend it")

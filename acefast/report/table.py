@@ -4,7 +4,8 @@ import io
 from statistics import fmean, stdev
 
 from rich import box
-from rich.console import Console, Group as Lines
+from rich.console import Console
+from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
@@ -16,8 +17,8 @@ def rows(groups: list[Group]) -> list[dict]:
     """One JSON row per run and round.
 
     run, dataset, backbone, method, preset, axes, seed, round (0 = dense), edges_kept, edges_total, weights_kept,
-    weights_total, val, test (fractions), winning_loose, winning_strict (the claim over all seeds of the group: null for a
-    single run, false below 10 seeds), exchanged, seconds; beyond these label, seeds (in the group), noninferior (the
+    weights_total, val, test (fractions), winning_loose, winning_strict (the claim over all seeds of the group: null for
+    a single run, false below 10 seeds), exchanged, seconds; beyond these label, seeds (in the group), noninferior (the
     strict rule whatever the number of seeds) and bound (its lower bound).
     """
     result = []
@@ -36,10 +37,12 @@ def rows(groups: list[Group]) -> list[dict]:
 
 
 def ladder(group: Group) -> Table:
-    """One row per rung: sparsity of each axis, accuracies in percent (mean ± std over seeds), winning or not, seconds."""
+    """One row per rung: sparsity of each axis, accuracies in percent (mean ± std over seeds), wins or not, seconds."""
     verdict = judge(group)
     ace = group.exchanged is not None
-    table = Table("rung", "edges removed %", "weights removed %", "val %", "test %", "wins", *["exchanged"] * ace, "seconds")
+    table = Table(
+        "rung", "edges removed %", "weights removed %", "val %", "test %", "wins", *["exchanged"] * ace, "seconds"
+    )
     for column in table.columns:
         column.justify = "right"
     partial = max(len(run.rungs) for run in group.runs) > group.common
@@ -88,7 +91,11 @@ def comparison(groups: list[Group]) -> Table:
                 f"{100 * fmean(r.edge_sparsity for r in won):.2f}" if k else "",
                 f"{100 * fmean(r.weight_sparsity for r in won):.2f}" if k else "",
                 percent([r.test for r in won]) if k else "",
-                "not claimed" if verdict.strictest is None else f"rung {verdict.strictest}" if verdict.strictest else "none",
+                "not claimed"
+                if verdict.strictest is None
+                else f"rung {verdict.strictest}"
+                if verdict.strictest
+                else "none",
             ]
         else:
             cells += [""] * 6
@@ -177,10 +184,10 @@ def as_markdown(groups: list[Group], plot: str) -> str:
         parts += [f"## {heading(group)}\n", _markdown(ladder(group)), *(f"{line}\n" for line in findings(group))]
         parts += [f"Runs: {', '.join(f'`{run.path.resolve().name}`' for run in group.runs)}.\n"]
     parts.append(
-        "Sparsity is removed / total. Accuracies are at the best validation epoch, mean ± sample standard deviation over "
-        "seeds. Wins: *strict* where every rung up to it is non-inferior to dense on validation (lower 95 % bound of the "
-        f"paired difference above -0.5 points, {SEEDS_TO_CLAIM} seeds or more), *loose* where the mean test accuracy is "
-        "not below dense. Seconds are those of the rounds as run, all stages.\n"
+        "Sparsity is removed / total. Accuracies are at the best validation epoch, mean ± sample standard deviation "
+        "over seeds. Wins: *strict* where every rung up to it is non-inferior to dense on validation (lower 95 % bound "
+        f"of the paired difference above -0.5 points, {SEEDS_TO_CLAIM} seeds or more), *loose* where the mean test "
+        "accuracy is not below dense. Seconds are those of the rounds as run, all stages.\n"
     )
     return "\n".join(parts)
 

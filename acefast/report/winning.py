@@ -22,7 +22,7 @@ SEEDS_TO_CLAIM = 10
 @dataclass(frozen=True)
 class Verdict:
     """Per rung of a group: `loose` bool, `noninferior` bool or None (single run), `bound` the lower 95 % bound of the
-    paired validation difference or None, and `claimed`, the strict form: None for a single run, False below 10 seeds."""
+    paired validation difference or None, and `claimed` the strict form: None for a single run, False below 10 seeds."""
 
     loose: tuple[bool, ...]
     noninferior: tuple[bool | None, ...]

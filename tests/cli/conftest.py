@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-SMALL = "--dataset synthetic-cora --hidden 8 --threads 1 --mask-epochs 2 --fix-epochs 2 --ace-epochs 1 --ace-rounds 2".split()
+SMALL = "--dataset synthetic-cora --hidden 8 --threads 1 --mask-epochs 2 --fix-epochs 2 --ace-epochs 1".split()
+SMALL += ["--ace-rounds", "2"]
 
 
 def command(*args) -> list[str]:

@@ -190,7 +190,9 @@ def test_out_that_cannot_be_a_folder(finished, capsys, tmp_path, small):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("kept")
     assert "holds files of no search" in refuse(capsys, *args, tmp_path / "mine")
-    assert [path.name for path in (tmp_path / "mine").iterdir() if path.is_file() and path.name[0] != "."] == ["thesis.tex"]
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.is_file() and path.name[0] != "."] == [
+        "thesis.tex"
+    ]
     assert "cannot make the folder" in refuse(capsys, "report", finished[0], "--out", tmp_path / "file" / "below")
 
 
@@ -200,6 +202,12 @@ def test_demo_runs_the_three_methods_into_one_report(monkeypatch, capsys, tmp_pa
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert "Side by side" in out and out.rstrip().endswith(f"plot:  {tmp_path / 'demo' / 'accuracy.png'}")
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["accuracy.png", "ace", "dense", "report.md", "ugs"]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "accuracy.png",
+        "ace",
+        "dense",
+        "report.md",
+        "ugs",
+    ]
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--rounds", "1"]) == 0
     assert "is complete; nothing was computed" in capsys.readouterr().out

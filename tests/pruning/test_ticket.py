@@ -191,7 +191,7 @@ def test_every_changed_byte_is_refused_or_harmless(tmp_path):
 
 
 def rewrite(path, header=None, tensors=None):
-    """Write a ticket whose parts were changed, with a digest that fits, so that the check in question is the one met."""
+    """Write a ticket whose parts were changed, with a digest that fits, so that the check in question is met."""
     from acefast.pruning.ticket import canonical, digest
 
     small_ticket().save(path)
