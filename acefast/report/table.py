@@ -115,7 +115,7 @@ def findings(group: Group) -> list[str]:
     mean = "mean test" if n > 1 else "test"
     found = [
         f"Loose form (sparsest rung whose {mean} is not below dense): {removed(group, verdict.loosest)}."
-        + ("" if n > 1 else " With one seed it may be chance.")
+        + (" With one seed it may be chance." if n == 1 and verdict.loosest else "")
     ]
     if n == 1:
         found.append(f"Strict form: not judged on a single run; it is claimed with {SEEDS_TO_CLAIM} seeds or more.")
