@@ -23,7 +23,8 @@ CUDA_ARCHS = (80, 90)
 
 
 def compiler() -> str:
-    return os.environ.get("CXX") or "g++"
+    """g++: its sanitiser run-time is a shared library that can be preloaded into Python."""
+    return shutil.which("g++") or os.environ.get("CXX", "g++")
 
 
 def sources() -> list[Path]:
@@ -111,6 +112,15 @@ def sanitized_environment() -> dict[str, str]:
         "LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": undefined, "OMP_NUM_THREADS": "1",
         "ACEFAST_SIMT_LIBRARY": str(LIBRARY), "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
+
+
+def sanitized_command(*command: str) -> list[str]:
+    """The command, without address randomisation where that can be had: the sanitiser of older compilers fails now and then
+    where the kernel randomises more than 28 bits."""
+    prefix = ["setarch", "-R"]
+    if shutil.which("setarch") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+        return [*prefix, *command]
+    return list(command)
 
 
 if __name__ == "__main__":

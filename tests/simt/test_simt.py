@@ -23,7 +23,7 @@ def case_runs(library):
     """Both case files started at once, each in its own sanitised process."""
     runs = {}
     for name in CASES:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", f"tests/simt/{name}"]
+        command = build.sanitized_command(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", f"tests/simt/{name}")
         environment = build.sanitized_environment() | {"ACEFAST_NO_SKIPS": "0"}
         runs[name] = subprocess.Popen(
             command, cwd=build.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -49,21 +49,23 @@ rowptr, col, *rest = graphs()["power_law"].arrays
 x = torch.randn(97, 4)
 run("spmm", rowptr, col, *rest, x, None, None, None, None, None, False)
 print("in range", flush=True)
-run("spmm", rowptr, col + 97, *rest, x, None, None, None, None, None, False)
+col = col.clone()
+col[0] = 97  # the first row past the end
+run("spmm", rowptr, col, *rest, x, None, None, None, None, None, False)
 """
 
 
 def test_address_sanitiser_watches_torch_memory(library):
-    done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_RANGE], cwd=build.ROOT, env=build.sanitized_environment(), capture_output=True, text=True
-    )
+    command = build.sanitized_command(sys.executable, "-c", OUT_OF_RANGE)
+    done = subprocess.run(command, cwd=build.ROOT, env=build.sanitized_environment(), capture_output=True, text=True)
     assert "in range" in done.stdout, done.stderr[-4000:]
     assert done.returncode != 0 and "AddressSanitizer: heap-buffer-overflow" in done.stderr and "spmm_fwd_kernel" in done.stderr
 
 
 def run_faulty(case, seed=1):
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
-    return subprocess.run([build.FAULTY, case, str(seed)], capture_output=True, text=True, env=environment)
+    command = build.sanitized_command(str(build.FAULTY), case, str(seed))
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("case", ["barrier", "shared_inside", "dynamic_inside", "reductions"])
