@@ -31,7 +31,7 @@ class Schedule:
 
 @dataclass(eq=False)
 class Fit:
-    """What a training gives: accuracies (fractions) at the best epoch, which is the first of highest validation accuracy.
+    """What a training gives: accuracies (fractions) at the best epoch, the first of highest validation accuracy.
 
     best_epoch counts from 0; val_loss is the mean cross-entropy on the validation nodes there; masks and weights are
     copies from after that epoch's step (weights only where they were asked for).
@@ -88,7 +88,7 @@ def train(
     keep_edges, keep_weights_by_name = _existing(pattern)
     edge_mask = None if masks is None or masks.edges is None else masks.edges.requires_grad_()
     weight_masks = {} if masks is None else {name: m.requires_grad_() for name, m in masks.weights.items()}
-    optimizer, step, leaves = _optimizer(schedule, list(parameters.values()), edge_mask, list(weight_masks.values()))
+    step, leaves = _optimizer(schedule, list(parameters.values()), edge_mask, list(weight_masks.values()))
     inputs = (data.graph, data.x, edge_mask, keep_edges, weight_masks, keep_weights_by_name)
     labels = data.y[data.train]
     evaluate = Evaluator(data)
@@ -115,7 +115,9 @@ def train(
         if on_epoch is not None:
             on_epoch(epoch, val, test)
     if not all(bool(torch.isfinite(t).all()) for t in (loss, *leaves)):
-        raise InputError(f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr")
+        raise InputError(
+            f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr"
+        )
     return _with_snapshot(best, snapshot, masks, parameters if keep_weights else {})
 
 
@@ -128,7 +130,7 @@ def _existing(pattern: Pattern | None) -> tuple[Tensor | None, dict[str, Tensor]
 
 
 def _optimizer(schedule: Schedule, parameters, edge_mask, weight_masks):
-    """(optimizer, step, leaves): fused Adam, the function that takes one step given the leaves' gradients, the leaves."""
+    """(step, leaves): the function that takes one step of fused Adam given the leaves' gradients, and the leaves."""
     edges = [] if edge_mask is None else [edge_mask]
     masks = [*edges, *weight_masks]
     groups = [{"params": parameters, "lr": schedule.lr, "weight_decay": schedule.weight_decay}]
@@ -147,7 +149,7 @@ def _optimizer(schedule: Schedule, parameters, edge_mask, weight_masks):
                     mask.grad.add_(mask.sign(), alpha=penalty)
         optimizer.step()
 
-    return optimizer, step, leaves
+    return step, leaves
 
 
 def _with_snapshot(fit: Fit, snapshot: list[Tensor], masks: SoftMasks | None, parameters) -> Fit:

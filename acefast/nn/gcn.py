@@ -82,7 +82,16 @@ class GCN(nn.Module):
     """
 
     def __init__(
-        self, in_channels, hidden, out_channels, layers=2, dropout=0.5, bias=False, self_loops=True, degrees="masked", seed=0
+        self,
+        in_channels,
+        hidden,
+        out_channels,
+        layers=2,
+        dropout=0.5,
+        bias=False,
+        self_loops=True,
+        degrees="masked",
+        seed=0,
     ):
         super().__init__()
         widths = [in_channels, *[hidden] * (layers - 1), out_channels]

@@ -36,12 +36,13 @@ class MaskedLinear(nn.Module):
         """Fix the pattern of existing weights, bool [out_features, in_features]; None keeps all."""
         if keep is not None and (keep.dtype != torch.bool or keep.shape != self.weight.shape):
             raise InputError(
-                f"keep must be bool {list(self.weight.shape)}, got {keep.dtype} {list(keep.shape)}: give the weight's pattern"
+                f"keep must be bool {list(self.weight.shape)}, got {keep.dtype} {list(keep.shape)}; give the "
+                "pattern of this weight"
             )
         self.keep = keep
 
     def forward(self, x: Tensor | CSR, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """x [N, in_features], dense or CSR; mask float and keep bool [out_features, in_features] -> [N, out_features]."""
+        """x [N, in_features], dense or CSR; mask float, keep bool, both like weight -> [N, out_features]."""
         return ops.masked_linear(x, self.weight, mask, self.bias, self.keep if keep is None else keep)
 
     def extra_repr(self) -> str:

@@ -34,10 +34,8 @@ def score(
     the generator of each tensor for random.
     """
     if name == "random":
-        edges = None if masks.edges is None else torch.rand(masks.edges.shape, generator=make("edges"))
-        drawn = {key: torch.rand(m.shape, generator=make(key)) for key, m in masks.weights.items()}
-        on = (lambda values, mask: values.to(mask.device))  # fmt: skip
-        return SoftMasks(edges, drawn).map(on, masks)
+        edges = None if masks.edges is None else _uniform(masks.edges, make("edges"))
+        return SoftMasks(edges, {key: _uniform(m, make(key)) for key, m in masks.weights.items()})
     function = SCORES[name]
     gradients = gradients or SoftMasks(None, {})
     edges = None if masks.edges is None else function(masks.edges, None, gradients.edges)
@@ -45,6 +43,10 @@ def score(
         edges,
         {key: function(m, (weights or {}).get(key), gradients.weights.get(key)) for key, m in masks.weights.items()},
     )
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator).to(like.device)
 
 
 def standardise(scores: list[Tensor], alive: list[Tensor], how: str) -> list[Tensor]:

@@ -8,8 +8,11 @@ from acefast.pruning.pattern import Pattern, SoftMasks
 from acefast.pruning.schedule import prune_count
 
 
-def prune(pattern: Pattern, scores: SoftMasks, fractions: dict[str, float], protected: Pattern | None = None) -> Pattern:
-    """Remove floor(fraction * remaining) elements with the lowest scores on each axis of ``fractions``, ties by position.
+def prune(
+    pattern: Pattern, scores: SoftMasks, fractions: dict[str, float], protected: Pattern | None = None
+) -> Pattern:
+    """Remove the floor(fraction * remaining) elements with the lowest scores on each axis of ``fractions``, ties by
+    position.
 
     Protected elements go only after all others.
     """

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -177,7 +177,7 @@ def resolve_config(
     return SearchConfig.from_dict(settings)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _preset_tables(preset: str) -> list[dict]:
     with open(PRESETS / f"{preset}.toml", "rb") as file:
         return tomllib.load(file)["settings"]
@@ -229,8 +229,8 @@ def _check_combination(config: SearchConfig) -> None:
         if config.backbone != "gcn":
             raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")
         if config.method == "ugs":
-            raise InputError("preset released is the procedure of ACE-GLT's code: method must be ace or dense, got 'ugs'")
-        if config.axes == "edges":
             raise InputError(
-                "preset released never removes an edge, so axes must be joint or weights, got 'edges' (use preset paper)"
+                "preset released is the procedure of ACE-GLT's code: method must be ace or dense, got 'ugs'"
             )
+        if config.axes == "edges":
+            raise InputError("preset released never removes an edge, so axes must be joint or weights, got 'edges'")

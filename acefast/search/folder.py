@@ -67,12 +67,16 @@ class Folder:
             (self.path / "tickets").mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a")
         except OSError as error:
-            raise InputError(f"cannot use {self.path} as a run folder: {error.strerror}; choose another --out") from None
+            raise InputError(
+                f"cannot use {self.path} as a run folder: {error.strerror}; choose another --out"
+            ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(f"another process is running the search in {self.path}; wait for it or choose another --out")
+                raise InputError(
+                    f"another process is running the search in {self.path}; wait for it or choose another --out"
+                ) from None
             yield
 
     def open(self, config: SearchConfig) -> None:
@@ -89,7 +93,9 @@ class Folder:
             foreign = [p.name for p in self.path.iterdir() if p.name != "tickets" and not p.name.startswith(".")]
             foreign += [p.name for p in (self.path / "tickets").iterdir()]
             if foreign:
-                raise InputError(f"{self.path} holds files of no search ({foreign[0]}): choose an empty folder as --out")
+                raise InputError(
+                    f"{self.path} holds files of no search ({foreign[0]}): choose an empty folder as --out"
+                )
             write_atomic(path, tomli_w.dumps({**config.to_dict(), "hash": config.hash()}))
         for leftover in [*self.path.glob(".*.tmp"), *(self.path / "tickets").glob(".*.tmp")]:
             leftover.unlink()

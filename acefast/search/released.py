@@ -77,8 +77,9 @@ def finish(search: Search, state: State) -> None:
 
 
 def picks(kept: dict[str, Tensor], lost: dict[str, Tensor], rate: float) -> tuple[dict, dict]:
-    """(important, useless): removed weights with |m| strictly above entry int(n (1 - rate)) of the complement's n sorted
-    nonzero |m|, k of them; kept weights with nonzero |m| strictly below entry k of the retained model's."""
+    """(important, useless). Important: removed weights with |m| strictly above entry int(n (1 - rate)) of the
+    complement's n sorted nonzero |m|, k of them. Useless: kept weights with nonzero |m| strictly below entry k of the
+    retained model's."""
     threshold = entry(lost, int(count_nonzero(lost) * (1 - rate)))
     important = {name: m > threshold for name, m in lost.items()}
     threshold = entry(kept, count(important))

@@ -41,10 +41,10 @@ def run_search(
     """Run (or go on with) the search that ``config`` describes and return its record.
 
     ``out`` is the run's folder; None keeps the run in memory. ``progress(event)`` is called with every line of the
-    history and with events "run", "stage", "training", "epoch", "stage_end" in between; what it raises ends the call and leaves
-    the folder resumable. ``model`` takes the place of the configured backbone: a module with ``maskable()`` and the
-    forward of ``acefast.nn.GCN``, whose weights at the time of the call are the first weights. ``method`` takes the place
-    of the configured one: a function from the configuration to the stages of a round, (name, function(search, state)).
+    history and with events "run", "stage", "training", "epoch", "stage_end" in between; what it raises ends the call
+    and leaves the folder resumable. ``model`` takes the place of the configured backbone: a module with ``maskable()``
+    and the forward of ``acefast.nn.GCN``, whose weights at the time of the call are the first weights. ``method`` takes
+    the place of the configured one: a function from the configuration to a round's stages, (name, f(search, state)).
 
     Raises InputError where the folder belongs to another search or data set, or is in use.
     """
@@ -68,8 +68,8 @@ def run_search(
 def find_ticket(dataset, model="gcn", method="ace", config=None, *, out=None, progress=None, **settings) -> Run:
     """The whole search as one call.
 
-    dataset: a ``Dataset``, or the name of one that ``data_root`` (among ``settings``) holds. model: a backbone's name or
-    a module (see :func:`run_search`). method: a method's name or a function that gives a round's stages. config: a
+    dataset: a ``Dataset``, or the name of one that ``data_root`` (among ``settings``) holds. model: a backbone's name
+    or a module (see :func:`run_search`). method: a method's name or a function that gives a round's stages. config: a
     :class:`SearchConfig`, or a preset's name, from which ``settings`` deviate. Raises InputError for what cannot be.
     """
     own_model = None if isinstance(model, str) else model
@@ -87,7 +87,7 @@ def find_ticket(dataset, model="gcn", method="ace", config=None, *, out=None, pr
 
 
 def load_data(config: SearchConfig) -> Dataset:
-    """The data set that the configuration names, with the self-loops of its files where the released code counts them."""
+    """The data set that the configuration names; with its files' self-loops where the released code counts them."""
     return load_dataset(config.dataset, config.data_root or None, keep_self_loops=config.preset == "released")
 
 
@@ -160,7 +160,9 @@ def _same(found: dict, identity: dict, path) -> None:
     before, now = found["environment"], _environment()
     changed = [f"{key} {before.get(key)} (now {now[key]})" for key in now if before.get(key) != now[key]]
     if changed:
-        warnings.warn(f"{path} was begun with {', '.join(changed)}: what follows may differ in its last bits", stacklevel=3)
+        warnings.warn(
+            f"{path} was begun with {', '.join(changed)}: what follows may differ in its last bits", stacklevel=3
+        )
 
 
 def _environment() -> dict:

@@ -69,7 +69,9 @@ class Search:
         return self._train(state, stage, model, schedule, pattern, masks)
 
     def _train(self, state, stage, model, schedule, pattern, masks) -> Fit:
-        self.progress({"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs})
+        self.progress(
+            {"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs}
+        )
 
         def on_epoch(epoch, val, test):
             self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,

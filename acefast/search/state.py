@@ -12,8 +12,8 @@ from acefast.pruning.ticket import pack, unpack
 
 @dataclass
 class State:
-    """Progress (``round``, ``stage``: stages of that round already done), tensors and JSON values by name, and the lines
-    of history and timings so far."""
+    """Progress (``round``, and ``stage``: how many of its stages are done), tensors and JSON values by name, and the
+    lines of history and timings so far."""
 
     round: int = 0
     stage: int = 0

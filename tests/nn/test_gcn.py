@@ -34,7 +34,9 @@ def dense_gcn(index, nodes, x, weights, mask, keep, self_loops=True, degrees="ma
 
 @pytest.mark.parametrize("csr", [False, True])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize(("self_loops", "degrees", "bias"), [(True, "masked", False), (True, "static", True), (False, "none", True)])
+@pytest.mark.parametrize(
+    ("self_loops", "degrees", "bias"), [(True, "masked", False), (True, "static", True), (False, "none", True)]
+)
 def test_gcn_and_its_gradients_equal_the_dense_formula(csr, layers, self_loops, degrees, bias):
     graph, index, x = small()
     model = GCN(9, 16, 4, layers=layers, bias=bias, self_loops=self_loops, degrees=degrees, seed=3).eval()

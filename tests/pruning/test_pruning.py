@@ -50,8 +50,9 @@ def test_prune_takes_exactly_the_lowest_kept_ties_by_position(ties):
     for seed in range(20):
         pattern = random_pattern(seed)
         g = torch.Generator().manual_seed(seed)
-        values = pattern.map(lambda k: torch.randint(0, 3, k.shape, generator=g).float() if ties else torch.rand(k.shape, generator=g))
-        scores = SoftMasks(values.edges, values.weights)
+        drawn = [torch.rand(k.shape, generator=g) for k in (pattern.edges, *pattern.weights.values())]
+        drawn = [(3 * values).floor() if ties else values for values in drawn]
+        scores = SoftMasks(drawn[0], dict(zip(pattern.weights, drawn[1:], strict=True)))
         after = prune(pattern, scores, {"edges": 0.05, "weights": 0.2})
         for axis, p in (("edges", 0.05), ("weights", 0.2)):
             kept = torch.cat([t.flatten() for t in pattern.axis(axis)])
@@ -102,7 +103,9 @@ def test_complement_of_one_axis_leaves_the_other_whole():
 def test_soft_masks_start_near_one_on_kept_elements_only():
     pattern = random_pattern(3)
     masks = SoftMasks.init(pattern, 1e-5, generators(0))
-    for keep, mask in zip([pattern.edges, *pattern.weights.values()], [masks.edges, *masks.weights.values()], strict=True):
+    for keep, mask in zip(
+        [pattern.edges, *pattern.weights.values()], [masks.edges, *masks.weights.values()], strict=True
+    ):
         assert bool((mask[~keep] == 0).all())
         assert bool(((mask[keep] - 1).abs() <= 1.01e-5).all()) and len(mask[keep].unique()) > 1
     alone = SoftMasks.init(pattern, 0.0, generators(0), ("weights",))

@@ -18,8 +18,8 @@ def tiny_config():
 
     def make(**settings):
         short = dict(
-            dataset="tiny", hidden=8, rounds=2, mask_epochs=4, fix_epochs=4, ace_epochs=2, ace_rounds=3, threads=1, seed=3,
-            exchange_edges=0.2, exchange_weights=0.2,
+            dataset="tiny", hidden=8, rounds=2, mask_epochs=4, fix_epochs=4, ace_epochs=2, ace_rounds=3, threads=1,
+            seed=3, exchange_edges=0.2, exchange_weights=0.2,
         )  # fmt: skip
         if settings.get("preset") == "released":
             short.pop("exchange_edges")

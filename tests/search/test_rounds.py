@@ -120,8 +120,9 @@ WORKER = """
 import os, signal, sys
 from acefast.data import synthetic_citation
 from acefast.search import resolve_config, run_search
-data = synthetic_citation(80, 30, 3, seed=1, num_edges=160, words=6.0, train_per_class=6, num_val=20, num_test=24, name="tiny")
-config = resolve_config("tiny", hidden=8, rounds=2, mask_epochs=20, fix_epochs=20, ace_epochs=5, ace_rounds=3, threads=1)
+data = synthetic_citation(80, 30, 3, num_edges=160, words=6.0, train_per_class=6, num_val=20, num_test=24)
+settings = dict(hidden=8, rounds=2, mask_epochs=20, fix_epochs=20, ace_epochs=5, ace_rounds=3, threads=1)
+config = resolve_config("tiny", **settings)
 events = 0
 def progress(event):
     global events
