@@ -170,8 +170,9 @@ def test_cosine_of_sets():
     assert released.cosine(a, torch.zeros(4, dtype=torch.bool)) == 0.0
 
 
-def test_released_search_hands_on_the_unrefined_mask_and_all_edges(tiny, tiny_config):
-    run = run_search(tiny, tiny_config(preset="released", rounds=3, exchange_weights=0.1))
+@pytest.mark.parametrize("axes", ["joint", "weights"])
+def test_released_search_hands_on_the_unrefined_mask_and_all_edges(tiny, tiny_config, axes):
+    run = run_search(tiny, tiny_config(preset="released", rounds=3, exchange_weights=0.1, axes=axes))
     imp = events(run, "imp")
     weights = [264, *(e["weights_kept"] for e in imp)]
     for before, after in zip(weights, weights[1:], strict=False):
