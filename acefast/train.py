@@ -79,7 +79,9 @@ def train(
 
     ``masks`` are trained along with the weights (they are changed in place); without them the pattern alone acts.
     ``seed`` names the dropout noise. After each epoch the model is evaluated without dropout and
-    ``on_epoch(epoch, val, test)`` is called. Raises InputError when the loss stops being finite.
+    ``on_epoch(epoch, val, test)`` is called. A model with ``before_noise`` (see ``acefast.nn.GCN``) shares that part of
+    its forward between the evaluation and the next epoch: the same numbers, computed once. Raises InputError when the
+    loss, a weight or a mask stops being finite.
     """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -97,16 +99,20 @@ def train(
     tracked += list(parameters.values()) if keep_weights else []
     snapshot = [torch.empty_like(t, requires_grad=False) for t in tracked]
     best = Fit(-1, -1.0, 0.0, 0.0)
+    share = getattr(model, "before_noise", None)
+    shared = {} if share is None else {"before_noise": share(*inputs)}
     loss = torch.zeros(())
     for epoch in range(schedule.epochs):
         model.train()
-        logits = model(*inputs, seed, epoch)
+        logits = model(*inputs, seed, epoch, **shared)
         loss = F.cross_entropy(logits.index_select(0, data.train), labels)
         gradients = torch.autograd.grad(loss, leaves)
         step(gradients)
+        if share is not None:
+            shared["before_noise"] = share(*inputs)
         model.eval()
         with torch.no_grad():
-            rows, val_right, test_right = evaluate(model(*inputs, seed, epoch))
+            rows, val_right, test_right = evaluate(model(*inputs, seed, epoch, **shared))
             val, test = val_right / evaluate.num_val, test_right / evaluate.num_test
             if val > best.val:
                 best = Fit(epoch, val, evaluate.val_loss(rows), test)

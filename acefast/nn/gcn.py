@@ -120,13 +120,23 @@ class GCN(nn.Module):
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by parameter name
         seed: int = 0,
         step: int = 0,
+        before_noise=None,
     ) -> Tensor:  # logits [N, out_channels]
-        weight_masks, weight_keep = weight_masks or {}, weight_keep or {}
-        coefficients = self.layers[0].coefficients(graph, edge_mask, edge_keep)
-        h = x
-        for index, layer in enumerate(self.layers):
-            if index:
-                h = ops.relu_dropout(h, self.dropout if self.training else 0.0, seed, step * len(self.layers) + index)
+        """``before_noise``: what the function of that name gave for the same weights, masks and patterns."""
+        masks, keeps = weight_masks or {}, weight_keep or {}
+        if before_noise is None:
+            before_noise = self.before_noise(graph, x, edge_mask, edge_keep, masks, keeps)
+        h, coefficients = before_noise
+        for index, layer in enumerate(self.layers[1:], 1):
+            h = ops.relu_dropout(h, self.dropout if self.training else 0.0, seed, step * len(self.layers) + index)
             name = f"layers.{index}.linear.weight"
-            h = layer(graph, h, edge_mask, edge_keep, weight_masks.get(name), weight_keep.get(name), coefficients)
+            h = layer(graph, h, edge_mask, edge_keep, masks.get(name), keeps.get(name), coefficients)
         return h
+
+    def before_noise(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None):
+        """The first layer's sums [N, hidden] and the coefficients of the graph: the part of ``forward`` ahead of any
+        dropout, which evaluation after an optimiser step and the next training step have in common."""
+        layer, name = self.layers[0], "layers.0.linear.weight"
+        coefficients = layer.coefficients(graph, edge_mask, edge_keep)
+        mask, keep = (weight_masks or {}).get(name), (weight_keep or {}).get(name)
+        return layer(graph, x, edge_mask, edge_keep, mask, keep, coefficients), coefficients

@@ -64,6 +64,32 @@ def test_training_starts_from_the_given_weights_each_time(tiny):
     assert one.masks is None and one.weights is None
 
 
+def test_sharing_the_noise_free_part_changes_no_bit(tiny):
+    class Plain(torch.nn.Module):
+        """The same network without ``before_noise``."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *args, **kwargs):
+            return self.model(*args, **kwargs)
+
+    model = GCN(tiny.num_features, 8, tiny.num_classes, dropout=0.5, seed=2)
+    schedule = Schedule(20, lr=0.05, mask_lr=0.05, s1=1e-2, s2=1e-2)
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    fits = []
+    for network, start in ((model, first), (Plain(model), {f"model.{name}": p for name, p in first.items()})):
+        masks = SoftMasks.init(
+            Pattern.full(tiny.graph.num_edges, model.maskable()), 1e-5, lambda name: torch.Generator().manual_seed(1)
+        )
+        fits.append(train(network, tiny, schedule, start, masks=masks, seed=4))
+    one, two = fits
+    assert (one.val, one.val_loss, one.test, one.best_epoch) == (two.val, two.val_loss, two.test, two.best_epoch)
+    assert torch.equal(one.masks.edges, two.masks.edges)
+    assert all(torch.equal(one.masks.weights[name], two.masks.weights[name]) for name in one.masks.weights)
+
+
 def test_divergence_is_said(tiny):
     model, start, _ = setup(tiny)
     start["layers.0.linear.weight"] = torch.full_like(start["layers.0.linear.weight"], float("nan"))
