@@ -376,7 +376,7 @@ __global__ void __launch_bounds__(kPickThreads) topk_mask_scan_kernel(const Stat
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     topk_mask_write_kernel(const __grid_constant__ Batch<T> batch, const State* state_in, const int64_t* ties, bool largest,
                            bool magnitude) {
   constexpr int V = kVec<T>;

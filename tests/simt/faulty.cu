@@ -20,6 +20,20 @@ __global__ void neighbour_kernel(float* out) {
   out[threadIdx.x] = values[(threadIdx.x + 1) % kThreads];
 }
 
+// Two rounds through the same shared memory; right only with the barrier after the reads.
+template <bool kBarrier>
+__global__ void reuse_kernel(float* out) {
+  ACEFAST_SHARED(values, float, [kThreads]);
+  float sum = 0;
+  for (int round = 0; round < 4; ++round) {
+    values[threadIdx.x] = static_cast<float>(round);
+    __syncthreads();
+    sum += values[(threadIdx.x + 32) % kThreads];
+    if (kBarrier) __syncthreads();
+  }
+  out[threadIdx.x] = sum;
+}
+
 // Every block adds its part to out[0] with plain loads and stores of what it read before; order of blocks matters.
 __global__ void block_order_kernel(float* out) {
   if (threadIdx.x == 0) out[0] = out[0] * 3.0f + static_cast<float>(blockIdx.x);
@@ -117,6 +131,8 @@ int main(int argc, char** argv) {
   try {
     if (name == "barrier") ACEFAST_LAUNCH((neighbour_kernel<true>), one, kThreads, 0, nullptr, p);
     if (name == "missing_barrier") ACEFAST_LAUNCH((neighbour_kernel<false>), one, kThreads, 0, nullptr, p);
+    if (name == "reuse") ACEFAST_LAUNCH((reuse_kernel<true>), one, kThreads, 0, nullptr, p);
+    if (name == "reuse_without_barrier") ACEFAST_LAUNCH((reuse_kernel<false>), one, kThreads, 0, nullptr, p);
     if (name == "block_order") ACEFAST_LAUNCH((block_order_kernel), simt::Dim3(8), kThreads, 0, nullptr, p);
     if (name == "shared_inside") ACEFAST_LAUNCH((shared_overrun_kernel), one, kThreads, 0, nullptr, p, 0);
     if (name == "shared_overrun") ACEFAST_LAUNCH((shared_overrun_kernel), one, kThreads, 0, nullptr, p, 1);

@@ -243,16 +243,26 @@ void run_block() {
     fiber.index = Dim3(i % m.block.x, i / m.block.x % m.block.y, i / (m.block.x * m.block.y));
     prepare(fiber);
   }
+  // Even seeds: every ready thread makes one step per round. Odd seeds: one warp runs as far ahead of the others as the
+  // barriers let it, then the next; a barrier that is missing between a read and the next write shows then.
+  const bool race = m.seed % 2 != 0;
+  std::vector<unsigned> warps((m.threads + 31) / 32);
+  std::iota(warps.begin(), warps.end(), 0u);
+  shuffle_order(warps);
   std::vector<unsigned> order;
   for (;;) {
     order.clear();
-    unsigned done = 0;
-    for (unsigned i = 0; i < m.threads; ++i) {
-      if (m.fibers[i].state == State::kReady) order.push_back(i);
-      if (m.fibers[i].state == State::kDone) ++done;
+    for (unsigned warp : warps) {
+      for (unsigned i = warp * 32; i < std::min(m.threads, warp * 32 + 32); ++i)
+        if (m.fibers[i].state == State::kReady) order.push_back(i);
+      if (race && !order.empty()) break;
     }
-    if (done == m.threads) break;
-    if (order.empty()) m.error = describe_stuck();
+    if (order.empty()) {
+      const bool finished = std::all_of(m.fibers.begin(), m.fibers.begin() + m.threads,
+                                        [](const Fiber& fiber) { return fiber.state == State::kDone; });
+      if (finished) break;
+      m.error = describe_stuck();
+    }
     shuffle_order(order);
     for (unsigned i : order) {
       if (!m.error.empty()) break;

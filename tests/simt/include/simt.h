@@ -1,7 +1,8 @@
 // A small SIMT emulator: CUDA sources compiled by the host compiler, one fiber per thread, one block at a time.
 //
 // What it checks while a kernel runs:
-//   * fibers and blocks run in an order permuted by a seed, so a result that depends on a missing barrier changes;
+//   * fibers and blocks run in an order permuted by a seed, under odd seeds one warp far ahead of the others, so a result that
+//     depends on a missing barrier changes;
 //   * shared memory is a fresh heap block per CUDA block, filled with a NaN pattern, so that reads before writes show
 //     and the address sanitiser sees every access outside it;
 //   * a barrier or a warp operation that only a part of the named threads reaches is an error that says who waits where.
