@@ -37,9 +37,13 @@ def wanted() -> set:
     if not parts <= {"cpu", "cuda"}:
         raise SystemExit(f"acefast: ACEFAST_BUILD must be auto, none, cpu, cuda, 'cpu,cuda' or all, got {value!r}.")
     if "cuda" in parts and not find_nvcc():
-        raise SystemExit("acefast: ACEFAST_BUILD asks for CUDA but no nvcc was found; set CUDA_HOME or use ACEFAST_BUILD=cpu.")
+        raise SystemExit(
+            "acefast: ACEFAST_BUILD asks for CUDA but no nvcc was found; set CUDA_HOME or use ACEFAST_BUILD=cpu."
+        )
     if parts and sys.platform != "linux":
-        raise SystemExit("acefast: native code is built on Linux only; set ACEFAST_BUILD=none for a pure-Python install.")
+        raise SystemExit(
+            "acefast: native code is built on Linux only; set ACEFAST_BUILD=none for a pure-Python install."
+        )
     return parts
 
 
@@ -97,8 +101,15 @@ class NativeBuild(build_ext):
         parts = wanted()
         if not parts:
             return
+        import fcntl  # not on every system; native code is for Linux
+
         torch, ninja_syntax, ninja = import_build_tools()
         BUILD.mkdir(parents=True, exist_ok=True)
+        with open(BUILD / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one build at a time in this tree
+            self.build_and_copy(torch, ninja_syntax, ninja, parts)
+
+    def build_and_copy(self, torch, ninja_syntax, ninja, parts):
         targets = self.write_ninja(torch, ninja_syntax, parts)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         if subprocess.run([ninja, "-C", str(BUILD), "-j", jobs]).returncode:
@@ -122,7 +133,8 @@ class NativeBuild(build_ext):
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         levels = X86_LEVELS if x86 else {"default": []}
         base = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra"]
-        base += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", "-DNDEBUG"]  # the latter is wrong in g++ 12's intrinsics
+        # -Wuninitialized is wrong about the intrinsics of g++ 12.
+        base += ["-Wno-unused-parameter", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-DNDEBUG"]
         math = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
         stable = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{CSRC}", f"-isystem {include}"]
         map_file = BUILD / "exports.map"
@@ -133,18 +145,18 @@ class NativeBuild(build_ext):
             n = ninja_syntax.Writer(file, width=120)
             n.variable("ninja_required_version", "1.5")
             n.variable("cxx", cxx)
-            n.rule("cxx", "$cxx -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc", description="CXX $out")
+            compile_one = "$cxx -MMD -MF $out.d $flags -c $in -o $out"
+            n.rule("cxx", compile_one, depfile="$out.d", deps="gcc", description="CXX $out")
             n.rule("link", "$cxx -shared $in -o $out $flags", description="LINK $out")
 
-            def library(name: str, sources: list, rule: str, flags: list, link_flags: list, relative: str, linker="link"):
+            def library(name, sources, rule, flags, link_flags, relative, linker="link"):
                 objects = []
                 for source in sources:
                     obj = f"{name}/{source.stem}.o"
                     n.build(obj, rule, str(source), variables={"flags": " ".join(flags)})
                     objects.append(obj)
                 out = Path(relative).name
-                n.build(out, linker, objects, implicit=[str(map_file)] if "--version-script" in str(link_flags) else None,
-                        variables={"flags": " ".join(link_flags)})
+                n.build(out, linker, objects, implicit=[str(map_file)], variables={"flags": " ".join(link_flags)})
                 targets[out] = relative
 
             if "cpu" in parts:
@@ -153,26 +165,28 @@ class NativeBuild(build_ext):
                 for level, march in levels.items():
                     flags = base + math + march + [f"-DACEFAST_ISA={level}"] + stable
                     name = f"libacefast_cpu_{level}"
-                    library(name, sorted((CSRC / "cpu").glob("*.cpp")), "cxx", flags, link + torch_cpu, f"acefast/lib/{name}.so")
+                    sources = sorted((CSRC / "cpu").glob("*.cpp"))
+                    library(name, sources, "cxx", flags, link + torch_cpu, f"acefast/lib/{name}.so")
             cuda_sources = sorted((CSRC / "cuda").glob("*.cu")) if "cuda" in parts else []
             if cuda_sources:
                 archs = cuda_archs()
                 gencode = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
                 gencode.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
                 n.variable("nvcc", nvcc)
-                n.rule("nvcc", "$nvcc -ccbin $cxx -MMD -MF $out.d $flags -c $in -o $out", depfile="$out.d", deps="gcc",
-                       description="NVCC $out")
+                compile_one = "$nvcc -ccbin $cxx -MMD -MF $out.d $flags -c $in -o $out"
+                n.rule("nvcc", compile_one, depfile="$out.d", deps="gcc", description="NVCC $out")
                 host = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-unused-parameter"
-                flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo", "-DUSE_CUDA", "-DNDEBUG"]
-                flags += [host, "--threads=1"] + gencode + stable
-                # nvcc links, since it knows where its static cudart lies (which shares torch's primary context through the driver).
-                # libtorch.so is named as needed: in a CUDA build of torch it brings libtorch_cuda, which a CPU build lacks, so
-                # symbols may stay undefined here.
+                flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo"]
+                flags += ["-DUSE_CUDA", "-DNDEBUG", host] + gencode + stable
+                # nvcc links, since it knows where its static cudart lies (which shares torch's primary context through
+                # the driver). libtorch.so is named as needed: in a CUDA build of torch it brings libtorch_cuda, which a
+                # CPU build lacks, so symbols may stay undefined here.
                 torch_cuda = [f"-L{libdir}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-Wl,--as-needed"]
                 undefined = ["-Wl,--allow-shlib-undefined", "-Wl,--unresolved-symbols=ignore-all"]
-                cuda_link = ["-Xlinker=" + f.removeprefix("-Wl,") for f in link + torch_cuda + undefined]  # in this order
+                cuda_link = ["-Xlinker=" + f.removeprefix("-Wl,") for f in link + torch_cuda + undefined]
                 n.rule("nvlink", "$nvcc -ccbin $cxx -shared -cudart=static $in -o $out $flags", description="LINK $out")
-                library("libacefast_cuda", cuda_sources, "nvcc", flags, cuda_link, "acefast/lib/libacefast_cuda.so", "nvlink")
+                name = "libacefast_cuda"
+                library(name, cuda_sources, "nvcc", flags, cuda_link, f"acefast/lib/{name}.so", "nvlink")
             facts = {
                 "VERSION": self.distribution.get_version(),
                 "COMPILER": first_line(cxx, "--version"),
@@ -184,10 +198,11 @@ class NativeBuild(build_ext):
                 "NVCC": nvcc_version(nvcc) if cuda_sources else "",
                 "COMMIT": first_line("git", "rev-parse", "--short=12", "HEAD") or "unknown",
             }
-            write_if_changed(BUILD / "build_facts.h", "".join(f"#define ACEFAST_{k} {quoted(v)}\n" for k, v in facts.items()))
-            python = [f"-isystem {sysconfig.get_path('include')}", f"-isystem {pybind11_include(include)}", f"-I{BUILD}"]
-            module = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
-            library("_C" + sysconfig.get_config_var("SOABI"), [CSRC / "module.cpp"], "cxx", base + python, ["-Wl,-s"], f"acefast/{module}")
+            lines = [f"#define ACEFAST_{k} {quoted(v)}" for k, v in facts.items()]
+            write_if_changed(BUILD / "build_facts.h", "\n".join(lines) + "\n")
+            flags = base + [f"-isystem {d}" for d in (sysconfig.get_path("include"), pybind11_include(include), BUILD)]
+            name, suffix = "_C", sysconfig.get_config_var("EXT_SUFFIX")
+            library(name, [CSRC / "module.cpp"], "cxx", flags, ["-Wl,-s"], f"acefast/{name}{suffix}")
         os.replace(BUILD / "build.ninja.new", BUILD / "build.ninja")
         return targets
 
@@ -212,7 +227,9 @@ def pybind11_include(torch_include: Path) -> str:
 
 def nvcc_version(nvcc: str) -> str:
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    return next((word[1:] for word in text.replace(",", " ").split() if word[0] == "V" and word[1:2].isdigit()), "unknown")
+    return next(
+        (word[1:] for word in text.replace(",", " ").split() if word[0] == "V" and word[1:2].isdigit()), "unknown"
+    )
 
 
 def write_if_changed(path: Path, text: str):

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011): counter-based random
-// words, the same on host and device.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011): counter-based
+// random words, the same on host and device.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,6 @@ namespace acefast {
 struct Philox4 {
   uint32_t w[4];
 };
-
 
 // One block of four words: counter = (block, step), key = seed, each split into its low and high 32 bits.
 ACEFAST_HD Philox4 philox4x32_10(uint64_t seed, uint64_t step, uint64_t block) {
@@ -40,6 +39,8 @@ ACEFAST_HD uint32_t philox_word(uint64_t seed, uint64_t step, uint64_t n) {
 }
 
 // Element n is dropped with probability p iff its word is below floor(p * 2^32); p = 1 is handled by the caller.
-ACEFAST_HD uint32_t drop_threshold(double p) { return uint32_t(uint64_t(p * 4294967296.0)); }
+ACEFAST_HD uint32_t drop_threshold(double p) {
+  return uint32_t(uint64_t(p * 4294967296.0));
+}
 
 }  // namespace acefast

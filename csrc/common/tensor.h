@@ -1,5 +1,6 @@
-// Helpers on libtorch's stable ABI, shared by the CPU and the CUDA ops: short memory-protecting checks, optional tensors,
-// dtype and index dispatch, contiguous allocation. Checks that users meet are made in Python, in a full sentence.
+// Helpers on libtorch's stable ABI, shared by the CPU and the CUDA ops: short memory-protecting checks, optional
+// tensors, dtype and index dispatch, contiguous allocation. Checks that users meet are made in Python, in a full
+// sentence.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -24,7 +25,7 @@ using ScalarType = torch::headeronly::ScalarType;
 using Half = c10::Half;
 using BFloat16 = c10::BFloat16;
 
-// ---- checks -----------------------------------------------------------------------------------------------------------
+// ---- checks ----
 
 [[noreturn]] inline void fail(const char* op, const std::string& what) {
   throw std::runtime_error(std::string("acefast::") + op + ": " + what);
@@ -41,7 +42,8 @@ inline std::string shape_string(const Tensor& t) {
 }
 
 // t is contiguous, on like's device and of the given sizes.
-inline void check_tensor(const char* op, const char* name, const Tensor& t, const Tensor& like, std::initializer_list<int64_t> sizes) {
+inline void check_tensor(const char* op, const char* name, const Tensor& t, const Tensor& like,
+                         std::initializer_list<int64_t> sizes) {
   if (t.is_cuda() != like.is_cuda() || t.get_device_index() != like.get_device_index())
     fail(op, std::string(name) + " is on another device");
   if (!t.is_contiguous()) fail(op, std::string(name) + " is not contiguous");
@@ -58,7 +60,7 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t, Scala
   if (t.scalar_type() != dtype) fail(op, std::string(name) + " has the wrong dtype");
 }
 
-// ---- data pointers (nullptr for an absent optional) --------------------------------------------------------------------
+// ---- data pointers (nullptr for an absent optional) ----
 
 template <class T>
 const T* ptr(const Tensor& t) {
@@ -73,13 +75,15 @@ T* mutable_ptr(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// ---- dtypes -------------------------------------------------------------------------------------------------------------
+// ---- dtypes ----
 
 // What sums are kept in: fp64 for fp64, fp32 for all others.
 template <class T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-inline ScalarType acc_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType acc_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 template <class T>
 struct Type {
@@ -124,7 +128,7 @@ decltype(auto) dispatch_bool(bool flag, F&& f) {
   return flag ? f(std::true_type{}) : f(std::false_type{});
 }
 
-// ---- allocation ---------------------------------------------------------------------------------------------------------
+// ---- allocation ----
 
 // A contiguous uninitialised tensor on like's device.
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
@@ -132,12 +136,14 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
 }
 
 // What an output that was not asked for is: one dimension, no element.
-inline Tensor none_tensor(const Tensor& like, ScalarType dtype) { return new_tensor(like, {0}, dtype); }
+inline Tensor none_tensor(const Tensor& like, ScalarType dtype) {
+  return new_tensor(like, {0}, dtype);
+}
 
-// ---- the six graph arguments --------------------------------------------------------------------------------------------
+// ---- the six graph arguments ----
 
-// Borrowed pointers to a checked graph. Indices col, row, eid, ceid are all int32 or all int64 (index_type); eid and ceid
-// are nullptr where a slot's number is the caller's edge id.
+// Borrowed pointers to a checked graph. Indices col, row, eid, ceid are all int32 or all int64 (index_type); eid and
+// ceid are nullptr where a slot's number is the caller's edge id.
 struct GraphArgs {
   const int64_t* rowptr;  // [n_dst + 1]
   const void* col;        // [n_edges] source of each CSR slot
@@ -150,8 +156,8 @@ struct GraphArgs {
 };
 
 // Checks devices, dtypes, lengths and contiguity. That indices are in range was checked when the Graph was built.
-inline GraphArgs graph_args(const char* op, const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr,
-                            const Tensor& row, const OptTensor& ceid) {
+inline GraphArgs graph_args(const char* op, const Tensor& rowptr, const Tensor& col, const OptTensor& eid,
+                            const Tensor& colptr, const Tensor& row, const OptTensor& ceid) {
   check(rowptr.dim() == 1 && rowptr.size(0) >= 1, op, "rowptr must have one dimension and at least one entry");
   check(colptr.dim() == 1 && colptr.size(0) >= 1, op, "colptr must have one dimension and at least one entry");
   check_dtype(op, "rowptr", rowptr, ScalarType::Long);
@@ -173,8 +179,16 @@ inline GraphArgs graph_args(const char* op, const Tensor& rowptr, const Tensor& 
     check_tensor(op, "ceid", *ceid, col, {n_edges});
     check_dtype(op, "ceid", *ceid, index);
   }
-  return {ptr<int64_t>(rowptr), ptr<void>(col), ptr<void>(eid), ptr<int64_t>(colptr), ptr<void>(row), ptr<void>(ceid),
-          rowptr.size(0) - 1,    colptr.size(0) - 1, n_edges,      index};
+  return {ptr<int64_t>(rowptr),
+          ptr<void>(col),
+          ptr<void>(eid),
+          ptr<int64_t>(colptr),
+          ptr<void>(row),
+          ptr<void>(ceid),
+          rowptr.size(0) - 1,
+          colptr.size(0) - 1,
+          n_edges,
+          index};
 }
 
 // An optional tensor of one dtype and shape on like's device.

@@ -1,9 +1,9 @@
-// The gather kernel behind spmm, spmm_bwd, sddmm and masked_linear_csr. A row r (a "center") has a list of entries k, each with
-// a source row src[off_k] and a coefficient:
+// The gather kernel behind spmm, spmm_bwd, sddmm and masked_linear_csr. A row r (a "center") has a list of entries k,
+// each with a source row src[off_k] and a coefficient:
 //   ACC: out_r = scale_r * sum_k coef_k * src[off_k] + self_r * selfrow_r + bias
 //   DOT: dot_k = <src[off_k], center_r>
-// One visit of a source row serves both. Columns are taken in blocks whose accumulators stay in registers, the source rows of
-// the next entries are prefetched, across rows too.
+// One visit of a source row serves both. Columns are taken in blocks whose accumulators stay in registers, the source
+// rows of the next entries are prefetched, across rows too.
 #pragma once
 
 #include <memory>
@@ -14,11 +14,11 @@
 
 namespace acefast {
 
-inline constexpr int64_t kBatch = 1024;      // entries handled together: their lists stay in the L1 cache
-inline constexpr int64_t kBatchRows = 256;   // rows handled together
-inline constexpr int64_t kAhead = 6;         // entries between prefetch and use
-inline constexpr int64_t kHub = 16384;       // rows with more slots are cut ...
-inline constexpr int64_t kHubPiece = 8192;   // ... into pieces of this many, joined in order
+inline constexpr int64_t kBatch = 1024;     // entries handled together: their lists stay in the L1 cache
+inline constexpr int64_t kBatchRows = 256;  // rows handled together
+inline constexpr int64_t kAhead = 8;        // entries between prefetch and use
+inline constexpr int64_t kHub = 16384;      // rows with more slots are cut ...
+inline constexpr int64_t kHubPiece = 8192;  // ... into pieces of this many, joined in order
 
 // The work of one batch. S: storage of source rows, T: storage of centers and outputs.
 template <class S, class T>
@@ -32,15 +32,15 @@ struct Batch {
   int64_t begin[kBatchRows + 1];  // entries of row r of the batch: [begin[r], begin[r + 1])
   int64_t row0, rows;
   const S* src;
-  const T* center;  // [rows of all batches, F], DOT only
-  int64_t F;        // columns
-  int64_t stride;   // elements between centers, and between outputs
-  T* out;           // ACC only
-  const A* scale;       // [row] or nullptr
-  const A* self;        // [row] or nullptr
-  const T* selfrow;     // [row, F]
-  const A* bias = nullptr;  // [F], added to every row
-  A* carry = nullptr;   // [F], a batch that holds part of one row only:
+  const T* center;                           // [rows of all batches, F], DOT only
+  int64_t F;                                 // columns
+  int64_t stride;                            // elements between centers, and between outputs
+  T* out;                                    // ACC only
+  const A* scale;                            // [row] or nullptr
+  const A* self;                             // [row] or nullptr
+  const T* selfrow;                          // [row, F]
+  const A* bias = nullptr;                   // [F], added to every row
+  A* carry = nullptr;                        // [F], a batch that holds part of one row only:
   bool carry_in = false, carry_out = false;  // add to carry's sum; leave the sum there and not in out
 };
 
@@ -104,8 +104,10 @@ void gather_columns(Batch<S, T>& b, int64_t f0, int64_t columns) {
     if (columns <= (NV - 1) * L) return gather_columns<S, T, ACC, DOT, NV - 1>(b, f0, columns);
   }
   const int tail = int(columns - (NV - 1) * L);
-  if (tail == L) gather_block<S, T, ACC, DOT, NV, false>(b, f0, 0);
-  else gather_block<S, T, ACC, DOT, NV, true>(b, f0, tail);
+  if (tail == L)
+    gather_block<S, T, ACC, DOT, NV, false>(b, f0, 0);
+  else
+    gather_block<S, T, ACC, DOT, NV, true>(b, f0, tail);
 }
 
 // Runs a filled batch over all columns. `entries` = begin[rows].
@@ -116,7 +118,8 @@ void gather_batch(Batch<S, T>& b) {
   const int64_t n = b.begin[b.rows];
   for (int64_t k = 0; k < kAhead; ++k) b.off[n + k] = n ? b.off[n - 1] : 0;
   if (DOT) std::fill(b.dot, b.dot + n, A(0));
-  for (int64_t f0 = 0; f0 < b.F; f0 += width) gather_columns<S, T, ACC, DOT, kMaxVecs>(b, f0, std::min(width, b.F - f0));
+  for (int64_t f0 = 0; f0 < b.F; f0 += width)
+    gather_columns<S, T, ACC, DOT, kMaxVecs>(b, f0, std::min(width, b.F - f0));
 }
 
 // A piece of work: rows [row0, row1), or slots [slot0, slot1) of the one hub row row0 whose sum goes to partial `hub`.
@@ -155,8 +158,8 @@ inline Plan plan_rows(const int64_t* ptr, int64_t n) {
   return plan;
 }
 
-// Walks the plan. For each batch it sets row0, rows, carry flags and calls run(batch, slot0, slot1), which fills the entries of
-// slots [slot0, slot1) (begin[] too) and calls gather_batch. `setup(batch)` sets pointers once per worker.
+// Walks the plan. For each batch it sets row0, rows, carry flags and calls run(batch, slot0, slot1), which fills the
+// entries of slots [slot0, slot1) (begin[] too) and calls gather_batch. `setup(batch)` sets pointers once per worker.
 template <class S, class T, bool ACC, class Setup, class Run>
 void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, const Run& run) {
   using A = acc_t<T>;
@@ -207,7 +210,8 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
     }
   });
   if (!ACC) return;
-  for (const Plan::Hub& hub : plan.hubs) {  // the sums of a hub's pieces, joined in order, run through a batch without entries
+  for (const Plan::Hub& hub :
+       plan.hubs) {  // the sums of a hub's pieces, joined in order, run through a batch without entries
     A* sum = partial.data() + hub.first * F;
     for (int64_t p = 1; p < hub.count; ++p)
       for (int64_t f = 0; f < F; ++f) sum[f] += sum[p * F + f];

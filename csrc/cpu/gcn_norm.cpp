@@ -16,9 +16,10 @@ void for_rows(const int64_t* ptr, int64_t n, const F& f) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr,
-                                            const Tensor& row, const OptTensor& ceid, const OptTensor& mask, const OptTensor& keep,
-                                            bool add_self_loops, bool masked) {
+std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid,
+                                            const Tensor& colptr, const Tensor& row, const OptTensor& ceid,
+                                            const OptTensor& mask, const OptTensor& keep, bool add_self_loops,
+                                            bool masked) {
   const char* op = "gcn_norm";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   check(g.n_src == g.n_dst, op, "the graph must have as many sources as destinations");
@@ -59,8 +60,9 @@ std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& 
   return {c, c_self, dinv};
 }
 
-Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row,
-                    const OptTensor& ceid, const Tensor& dinv, const Tensor& dc, const OptTensor& dc_self, const OptTensor& keep) {
+Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr,
+                    const Tensor& row, const OptTensor& ceid, const Tensor& dinv, const Tensor& dc,
+                    const OptTensor& dc_self, const OptTensor& keep) {
   const char* op = "gcn_norm_bwd";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   check(g.n_src == g.n_dst, op, "the graph must have as many sources as destinations");
@@ -83,7 +85,8 @@ Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& ei
       std::vector<double> from_out(n);  // the part of g_i that comes from edges out of i
       for_rows(out.ptr, n, [&](int64_t j, int64_t s0, int64_t s1) {
         double sum = 0;
-        for (int64_t s = s0; s < s1; ++s) sum += double(grad[out.eid ? int64_t(out.eid[s]) : s]) * double(inv[out.idx[s]]);
+        for (int64_t s = s0; s < s1; ++s)
+          sum += double(grad[out.eid ? int64_t(out.eid[s]) : s]) * double(inv[out.idx[s]]);
         from_out[j] = sum;
       });
       for_rows(in.ptr, n, [&](int64_t i, int64_t s0, int64_t s1) {

@@ -1,18 +1,22 @@
 // masked_linear for a dense x on the CPU: see csrc/ops.h.
 //
-// Many kept weights: the masked weight is made once and a dense product follows. Few, and a wide layer: blocks of rows of x are
-// turned so that rows are the vector lanes, and each kept weight costs one multiply-add per lane; the gradient of W is then taken
-// for the kept weights only. Turning costs as much as about kTurn outputs, so narrow layers stay dense.
+// Many kept weights: the masked weight is made once and a dense product follows. Few, and a wide layer: blocks of rows
+// of x are turned so that rows are the vector lanes, and each kept weight costs one multiply-add per lane; the gradient
+// of W is then taken for the kept weights only. Turning costs as much as about kTurn outputs, so narrow layers stay
+// dense.
 #include "cpu/gemm.h"
 #include "cpu/masked_weight.h"
 
 namespace acefast {
 namespace {
 
-constexpr double kSparseProduct = 0.5, kSparseGradient = 0.25, kTurn = 16;  // measured: dense wins above these shares of kept weights
-constexpr int64_t kTurnVecs = 4;                                            // lanes of a turned block, in vectors
+constexpr double kSparseProduct = 0.5, kSparseGradient = 0.25,
+                 kTurn = 16;      // measured: dense wins above these shares of kept weights
+constexpr int64_t kTurnVecs = 4;  // lanes of a turned block, in vectors
 
-bool sparse_pays(double density, double limit, int64_t width) { return density < limit - kTurn / double(std::max<int64_t>(width, 1)); }
+bool sparse_pays(double density, double limit, int64_t width) {
+  return density < limit - kTurn / double(std::max<int64_t>(width, 1));
+}
 
 // turned[c][r] = in[r][c] for a block of `rows` <= lanes rows of `columns` (row stride `stride`); missing rows are 0.
 template <class T, class A>
@@ -69,8 +73,8 @@ void check_weight(const char* op, const Tensor& x, const Tensor& weight, const O
   check_optional(op, "keep", keep, weight, ScalarType::Bool, {O, K});
 }
 
-Tensor masked_linear(const Tensor& x, const Tensor& weight, const OptTensor& mask, const OptTensor& bias, const OptTensor& keep,
-                     bool /*all_weights: of the backward*/) {
+Tensor masked_linear(const Tensor& x, const Tensor& weight, const OptTensor& mask, const OptTensor& bias,
+                     const OptTensor& keep, bool /*all_weights: of the backward*/) {
   const char* op = "masked_linear";
   check_weight(op, x, weight, mask, keep);
   const int64_t N = x.size(0), O = weight.size(0), K = weight.size(1);
@@ -86,6 +90,11 @@ Tensor masked_linear(const Tensor& x, const Tensor& weight, const OptTensor& mas
       return;
     }
     const Scratch<A> wt(K * O);
+    if (O >= 1 && O <= kNarrow) {
+      w.dense(wt.get());
+      narrow_product<T, kNarrow>(O, ptr<T>(x), N, K, wt.get(), add, mutable_ptr<T>(y));
+      return;
+    }
     w.transposed(wt.get(), std::max<int64_t>(O, 1));
     std::unique_ptr<Scratch<A>> wide;
     const A* in = as_acc<T, A>(ptr<T>(x), N * K, wide);
@@ -132,8 +141,9 @@ void sparse_gradient(const T* dy, const T* x, const MaskedWeight<T>& w, int64_t 
   });
 }
 
-std::tuple<Tensor, Tensor> masked_linear_bwd(const Tensor& dy, const Tensor& x, const Tensor& weight, const OptTensor& mask,
-                                             const OptTensor& keep, bool need_dx, bool need_dw, bool all_weights) {
+std::tuple<Tensor, Tensor> masked_linear_bwd(const Tensor& dy, const Tensor& x, const Tensor& weight,
+                                             const OptTensor& mask, const OptTensor& keep, bool need_dx, bool need_dw,
+                                             bool all_weights) {
   const char* op = "masked_linear_bwd";
   check_weight(op, x, weight, mask, keep);
   const int64_t N = x.size(0), O = weight.size(0), K = weight.size(1);
@@ -149,7 +159,9 @@ std::tuple<Tensor, Tensor> masked_linear_bwd(const Tensor& dy, const Tensor& x, 
     const double density = w.density();
     const bool sparse_dx = need_dx && keep && sparse_pays(density, kSparseProduct, O);
     const bool sparse_dw = need_dw && keep && !all_weights && sparse_pays(density, kSparseGradient, O);
-    if (sparse_dx) sparse_product(ptr<T>(dy), N, O, K, KeptLists<A>::by_column(w), static_cast<const A*>(nullptr), mutable_ptr<T>(dx));
+    if (sparse_dx)
+      sparse_product(ptr<T>(dy), N, O, K, KeptLists<A>::by_column(w), static_cast<const A*>(nullptr),
+                     mutable_ptr<T>(dx));
     const AccOutput<T> dw_out(dw);
     if (sparse_dw) sparse_gradient(ptr<T>(dy), ptr<T>(x), w, N, dw_out.get());
     std::unique_ptr<Scratch<A>> wide_dy, wide_x;

@@ -1,21 +1,23 @@
 // masked_linear for a constant sparse x (CSR) on the CPU: see csrc/ops.h.
 //
-// Many kept weights: y_n = sum over the entries (c, v) of row n of v * (W * m)^T[c, :], a gather of rows of the transposed masked
-// weight, made once per call in panels that fit the L2 cache. Few: each entry adds its v times the kept entries of column c only.
-// The backward does the same over x's transpose, with dy's rows, and writes dw transposed back.
+// Many kept weights: y_n = sum over the entries (c, v) of row n of v * (W * m)^T[c, :], a gather of rows of the
+// transposed masked weight, made once per call in panels that fit the L2 cache. Few: each entry adds its v times the
+// kept entries of column c only. The backward does the same over x's transpose, with dy's rows, and writes dw
+// transposed back.
 #include "cpu/gather.h"
 #include "cpu/masked_weight.h"
 
 namespace acefast {
 namespace {
 
-// Below this share of kept weights the lists of kept entries win over vectors (measured; see the tests' notes).
-constexpr double kSparseForward = 0.12, kSparseBackward = 0.12;
+// Below these shares of kept weights the lists win over vectors: measured at 2708 x 1433 -> 512, 3327 x 3703 -> 512 (1
+// % of x nonzero) and 19717 x 500 -> 256 (10 %) with AVX-512.
+constexpr double kSparseForward = 0.04, kSparseBackward = 0.02;
 constexpr int64_t kPanel = 128;  // columns of W^T per panel
 
-
-void check_x(const char* op, const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& colptr, const Tensor& row,
-             const Tensor& cvalue, const Tensor& weight, const OptTensor& mask, const OptTensor& keep) {
+void check_x(const char* op, const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& colptr,
+             const Tensor& row, const Tensor& cvalue, const Tensor& weight, const OptTensor& mask,
+             const OptTensor& keep) {
   check(rowptr.dim() == 1 && rowptr.size(0) >= 1 && colptr.dim() == 1, op, "rowptr and colptr must have one dimension");
   check(weight.dim() == 2, op, "weight must have two dimensions");
   const int64_t O = weight.size(0), K = weight.size(1);
@@ -37,10 +39,11 @@ void check_x(const char* op, const Tensor& rowptr, const Tensor& col, const Tens
   check_optional(op, "keep", keep, col, ScalarType::Bool, {O, K});
 }
 
-// out[r, :] = sum over slots s of row r of value_s * src[idx_s, :] (+ bias) for `width` columns, rows of out `stride` apart.
+// out[r, :] = sum over slots s of row r of value_s * src[idx_s, :] (+ bias) for `width` columns, rows of out `stride`
+// apart.
 template <class S, class T, class V, class I>
-void gather_product(const int64_t* ptr, const I* idx, const V* value, int64_t n, const S* src, int64_t src_stride, T* out, int64_t stride,
-                    int64_t width, const acc_t<T>* bias) {
+void gather_product(const int64_t* ptr, const I* idx, const V* value, int64_t n, const S* src, int64_t src_stride,
+                    T* out, int64_t stride, int64_t width, const acc_t<T>* bias) {
   gather_plan<S, T, true>(
       ptr, n, width,
       [&](Batch<S, T>& b) {
@@ -62,9 +65,9 @@ void gather_product(const int64_t* ptr, const I* idx, const V* value, int64_t n,
       });
 }
 
-Tensor masked_linear_csr(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& colptr, const Tensor& row,
-                         const Tensor& cvalue, const Tensor& weight, const OptTensor& mask, const OptTensor& bias, const OptTensor& keep,
-                         bool /*all_weights: of the backward*/) {
+Tensor masked_linear_csr(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& colptr,
+                         const Tensor& row, const Tensor& cvalue, const Tensor& weight, const OptTensor& mask,
+                         const OptTensor& bias, const OptTensor& keep, bool /*all_weights: of the backward*/) {
   const char* op = "masked_linear_csr";
   check_x(op, rowptr, col, value, colptr, row, cvalue, weight, mask, keep);
   const int64_t N = rowptr.size(0) - 1, O = weight.size(0), K = weight.size(1);
@@ -86,11 +89,14 @@ Tensor masked_linear_csr(const Tensor& rowptr, const Tensor& col, const Tensor& 
         parallel_tasks(int64_t(bounds.size()) - 1, [&](int64_t t, int64_t) {
           std::vector<A> sum(O);
           for (int64_t n = bounds[t]; n < bounds[t + 1]; ++n) {
-            if (b) sum.assign(b, b + O);
-            else std::fill(sum.begin(), sum.end(), A(0));
+            if (b)
+              sum.assign(b, b + O);
+            else
+              std::fill(sum.begin(), sum.end(), A(0));
             for (int64_t s = rp[n]; s < rp[n + 1]; ++s) {
               const A x = A(v[s]);
-              for (const auto *e = lists.begin[idx[s]], *end = lists.end[idx[s]]; e < end; ++e) sum[e->at] += x * e->value;
+              for (const auto *e = lists.begin[idx[s]], *end = lists.end[idx[s]]; e < end; ++e)
+                sum[e->at] += x * e->value;
             }
             for (int64_t o = 0; o < O; ++o) out[n * O + o] = T(sum[o]);
           }
@@ -108,9 +114,9 @@ Tensor masked_linear_csr(const Tensor& rowptr, const Tensor& col, const Tensor& 
   return y;
 }
 
-Tensor masked_linear_csr_bwd(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& colptr, const Tensor& row,
-                             const Tensor& cvalue, const Tensor& dy, const Tensor& weight, const OptTensor& mask, const OptTensor& keep,
-                             bool all_weights) {
+Tensor masked_linear_csr_bwd(const Tensor& rowptr, const Tensor& col, const Tensor& value, const Tensor& colptr,
+                             const Tensor& row, const Tensor& cvalue, const Tensor& dy, const Tensor& weight,
+                             const OptTensor& mask, const OptTensor& keep, bool all_weights) {
   const char* op = "masked_linear_csr_bwd";
   check_x(op, rowptr, col, value, colptr, row, cvalue, weight, mask, keep);
   const int64_t N = rowptr.size(0) - 1, O = weight.size(0), K = weight.size(1);
@@ -125,7 +131,7 @@ Tensor masked_linear_csr_bwd(const Tensor& rowptr, const Tensor& col, const Tens
     const T *v = ptr<T>(cvalue), *grad = ptr<T>(dy);
     const int64_t* cp = ptr<int64_t>(colptr);
     T* out = mutable_ptr<T>(dw);
-    constexpr int64_t B = 32;  // columns of dw handled together when dw^T is turned
+    constexpr int64_t B = 64;  // columns of dw handled together when dw^T is turned
     dispatch_index(op, row.scalar_type(), [&](auto index) {
       const auto* idx = ptr<typename decltype(index)::type>(row);
       const Scratch<A> turned(O * K);  // dw^T [K, O]
@@ -159,10 +165,18 @@ Tensor masked_linear_csr_bwd(const Tensor& rowptr, const Tensor& col, const Tens
       const int64_t k_blocks = (K + B - 1) / B;
       parallel_tasks(k_blocks, [&](int64_t block, int64_t) {
         const int64_t k0 = block * B, n = std::min(B, K - k0);
-        for (int64_t o = 0; o < O; ++o) {
-          for (int64_t k = 0; k < n; ++k) {
-            const int64_t at = o * K + k0 + k;
-            out[at] = T(!w.keep || w.keep[at] ? dwt[(k0 + k) * O + o] : A(0));
+        A tile[B][B + 1];
+        for (int64_t o0 = 0; o0 < O; o0 += B) {
+          const int64_t m = std::min(B, O - o0);
+          for (int64_t k = 0; k < n; ++k)
+            for (int64_t o = 0; o < m; ++o) tile[o][k] = dwt[(k0 + k) * O + o0 + o];
+          for (int64_t o = 0; o < m; ++o) {
+            const int64_t at = (o0 + o) * K + k0;
+            if (w.keep) {
+              for (int64_t k = 0; k < n; ++k) out[at + k] = T(w.keep[at + k] ? tile[o][k] : A(0));
+            } else {
+              for (int64_t k = 0; k < n; ++k) out[at + k] = T(tile[o][k]);
+            }
           }
         }
       });

@@ -1,5 +1,5 @@
-// What masked_linear and masked_linear_csr share: the masked weight W * m * keep [O, K], dense or as lists of its kept entries,
-// and conversions between storage and accumulator types.
+// What masked_linear and masked_linear_csr share: the masked weight W * m * keep [O, K], dense or as lists of its kept
+// entries, and conversions between storage and accumulator types.
 #pragma once
 
 #include <memory>
@@ -19,10 +19,7 @@ struct MaskedWeight {
   const uint8_t* keep;  // or nullptr
   int64_t O, K;
 
-  A operator()(int64_t at) const {
-    const A w = A(weight[at]) * (mask ? mask[at] : A(1));
-    return !keep || keep[at] ? w : A(0);
-  }
+  A kept(int64_t at) const { return A(weight[at]) * (mask ? mask[at] : A(1)); }  // of an entry that is kept
 
   // out[k] = entry (o, k0 + k) for k < n
   void row(int64_t o, int64_t k0, int64_t n, A* __restrict out) const {
@@ -57,12 +54,14 @@ struct MaskedWeight {
     });
   }
 
-  // Transposed, in panels of `width` columns: out[panel][k][w] = entry (panel * width + w, k); the last panel is narrower.
+  // Transposed, in panels of `width` columns: out[panel][k][w] = entry (panel * width + w, k); the last panel is
+  // narrower.
   void transposed(A* out, int64_t width) const {
     constexpr int64_t B = 64;
     const int64_t k_blocks = (K + B - 1) / B, o_blocks = (O + B - 1) / B;
     parallel_tasks(k_blocks * o_blocks, [&](int64_t task, int64_t) {
-      const int64_t k0 = task / o_blocks * B, o0 = task % o_blocks * B, kn = std::min(B, K - k0), on = std::min(B, O - o0);
+      const int64_t k0 = task / o_blocks * B, o0 = task % o_blocks * B, kn = std::min(B, K - k0),
+                    on = std::min(B, O - o0);
       A tile[B][B + 1];
       for (int64_t o = 0; o < on; ++o) row(o0 + o, k0, kn, tile[o]);
       for (int64_t k = 0; k < kn; ++k) {
@@ -77,6 +76,21 @@ struct MaskedWeight {
     });
   }
 };
+
+// Calls f(i) for each i < n with keep[i], ascending; eight removed ones cost one comparison.
+template <class F>
+void for_kept(const uint8_t* keep, int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint64_t word;
+    std::memcpy(&word, keep + i, 8);
+    if (!word) continue;
+    for (int64_t j = i; j < i + 8; ++j)
+      if (keep[j]) f(j);
+  }
+  for (; i < n; ++i)
+    if (keep[i]) f(i);
+}
 
 // Kept entries of the masked weight, listed by column k (BY_COLUMN: (o, value)) or by row o ((k, value)), ascending.
 template <class A>
@@ -93,8 +107,7 @@ struct KeptLists {
     KeptLists lists(w.O, w.O);
     parallel_tasks(w.O, [&](int64_t o, int64_t) {
       auto& list = lists.storage[o];
-      for (int64_t k = 0; k < w.K; ++k)
-        if (w.keep[o * w.K + k]) list.push_back({int32_t(k), w(o * w.K + k)});
+      for_kept(w.keep + o * w.K, w.K, [&](int64_t k) { list.push_back({int32_t(k), w.kept(o * w.K + k)}); });
       lists.begin[o] = list.data();
       lists.end[o] = list.data() + list.size();
     });
@@ -109,8 +122,7 @@ struct KeptLists {
     parallel_tasks(blocks, [&](int64_t block, int64_t) {
       const int64_t k0 = block * B, n = std::min(B, w.K - k0);
       int64_t at[B + 1] = {};
-      for (int64_t o = 0; o < w.O; ++o)
-        for (int64_t k = 0; k < n; ++k) at[k + 1] += w.keep[o * w.K + k0 + k] != 0;
+      for (int64_t o = 0; o < w.O; ++o) for_kept(w.keep + o * w.K + k0, n, [&](int64_t k) { ++at[k + 1]; });
       for (int64_t k = 0; k < n; ++k) at[k + 1] += at[k];
       auto& list = lists.storage[block];
       list.resize(at[n]);
@@ -118,11 +130,8 @@ struct KeptLists {
         lists.begin[k0 + k] = list.data() + at[k];
         lists.end[k0 + k] = list.data() + at[k + 1];
       }
-      for (int64_t o = 0; o < w.O; ++o) {
-        const uint8_t* keep = w.keep + o * w.K + k0;
-        for (int64_t k = 0; k < n; ++k)
-          if (keep[k]) list[at[k]++] = {int32_t(o), w(o * w.K + k0 + k)};
-      }
+      for (int64_t o = 0; o < w.O; ++o)
+        for_kept(w.keep + o * w.K + k0, n, [&](int64_t k) { list[at[k]++] = {int32_t(o), w.kept(o * w.K + k0 + k)}; });
     });
     return lists;
   }
@@ -157,7 +166,8 @@ void narrow_to(const A* in, T* out, int64_t n) {
 template <class A>
 class Scratch {
  public:
-  explicit Scratch(int64_t n) : data_(static_cast<A*>(::operator new(size_t(n > 0 ? n : 1) * sizeof(A), std::align_val_t(64)))) {
+  explicit Scratch(int64_t n)
+      : data_(static_cast<A*>(::operator new(size_t(n > 0 ? n : 1) * sizeof(A), std::align_val_t(64)))) {
     if (n * int64_t(sizeof(A)) >= 2 * kHugePage) advise_huge(data_.get(), n * int64_t(sizeof(A)));
   }
   A* get() const { return data_.get(); }
@@ -181,8 +191,8 @@ const A* as_acc(const T* p, int64_t n, std::unique_ptr<Scratch<A>>& held) {
   }
 }
 
-// An output of type T that is computed in the accumulator type: the tensor's own memory where they are one type, else scratch that
-// finish() rounds into it.
+// An output of type T that is computed in the accumulator type: the tensor's own memory where they are one type, else
+// scratch that finish() rounds into it.
 template <class T>
 class AccOutput {
   using A = acc_t<T>;
@@ -192,8 +202,10 @@ class AccOutput {
     if (!std::is_same_v<T, A>) scratch_ = std::make_unique<Scratch<A>>(n_);
   }
   A* get() const {
-    if constexpr (std::is_same_v<T, A>) return out_;
-    else return scratch_->get();
+    if constexpr (std::is_same_v<T, A>)
+      return out_;
+    else
+      return scratch_->get();
   }
   void finish() const {
     if constexpr (!std::is_same_v<T, A>) narrow_to(scratch_->get(), out_, n_);

@@ -1,4 +1,5 @@
-// Outputs on the CPU. A large fresh output costs more in page faults than a product that fills it, so huge pages are asked for.
+// Outputs on the CPU. A large fresh output costs more in page faults than a product that fills it, so huge pages are
+// asked for.
 #pragma once
 
 #include <sys/mman.h>
@@ -15,7 +16,8 @@ inline void advise_huge(void* data, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~uintptr_t(kHugePage - 1);
   const auto end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~uintptr_t(kHugePage - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal costs nothing
+  if (end > begin)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal costs nothing
 #endif
 }
 

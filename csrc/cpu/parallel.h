@@ -11,7 +11,8 @@
 
 namespace acefast {
 
-// Calls f(task, worker) once for each task in [0, tasks); workers take tasks as they become free. worker < number of workers.
+// Calls f(task, worker) once for each task in [0, tasks); workers take tasks as they become free. worker < number of
+// workers.
 template <class F>
 void parallel_tasks(int64_t tasks, const F& f) {
   if (tasks <= 0) return;
@@ -22,7 +23,9 @@ void parallel_tasks(int64_t tasks, const F& f) {
   }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t) {
-    for (int64_t t = next.fetch_add(1, std::memory_order_relaxed); t < tasks; t = next.fetch_add(1, std::memory_order_relaxed)) f(t, begin);
+    for (int64_t t = next.fetch_add(1, std::memory_order_relaxed); t < tasks;
+         t = next.fetch_add(1, std::memory_order_relaxed))
+      f(t, begin);
   });
 }
 
@@ -32,8 +35,8 @@ void parallel_range(int64_t n, int64_t piece, const F& f) {
   parallel_tasks((n + piece - 1) / piece, [&](int64_t t, int64_t) { f(t * piece, std::min(n, (t + 1) * piece)); });
 }
 
-// Cuts rows [0, n) at bounds b[0] = 0 .. b[last] = n so that each piece has about `piece` units of work, where row i costs
-// ptr[i + 1] - ptr[i] + row_cost. A row is never cut here.
+// Cuts rows [0, n) at bounds b[0] = 0 .. b[last] = n so that each piece has about `piece` units of work, where row i
+// costs ptr[i + 1] - ptr[i] + row_cost. A row is never cut here.
 inline std::vector<int64_t> split_rows(const int64_t* ptr, int64_t n, int64_t piece, int64_t row_cost) {
   const int64_t total = (n ? ptr[n] - ptr[0] : 0) + n * row_cost;
   const int64_t pieces = std::max<int64_t>(1, (total + piece - 1) / piece);
@@ -44,8 +47,10 @@ inline std::vector<int64_t> split_rows(const int64_t* ptr, int64_t n, int64_t pi
     int64_t lo = bounds[p - 1], hi = n;  // the first row whose work before it reaches the target
     while (lo < hi) {
       const int64_t mid = lo + (hi - lo) / 2;
-      if (ptr[mid] - ptr[0] + mid * row_cost < target) lo = mid + 1;
-      else hi = mid;
+      if (ptr[mid] - ptr[0] + mid * row_cost < target)
+        lo = mid + 1;
+      else
+        hi = mid;
     }
     bounds[p] = lo;
   }

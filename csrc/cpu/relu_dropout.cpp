@@ -7,17 +7,28 @@
 namespace acefast {
 namespace {
 
-constexpr int64_t kPiece = 1 << 14;            // elements per task, a multiple of kWords
-constexpr int kLanes = kVecBytes / 4;          // Philox blocks per vector
-constexpr int kGroups = 4;                     // vectors of blocks in flight
-constexpr int kWords = 4 * kLanes * kGroups;   // words made at once
+constexpr int64_t kPiece = 1 << 14;           // elements per task, a multiple of kWords
+constexpr int kLanes = kVecBytes / 4;         // Philox blocks per vector
+constexpr int kGroups = 4;                    // vectors of blocks in flight
+constexpr int kWords = 4 * kLanes * kGroups;  // words made at once
 
 typedef uint64_t VecU64 __attribute__((vector_size(kVecBytes)));
 
-// The high and the low halves of m * a for each of 32-bit lanes.
+// The 64-bit products of m and the even 32-bit lanes of a.
+inline VecU64 even_product(uint32_t m, VecU64 a) {
+#if defined(__AVX512F__)
+  return bits<VecU64>(_mm512_mul_epu32(bits<__m512i>(a), _mm512_set1_epi64(m)));
+#elif defined(__AVX2__)
+  return bits<VecU64>(_mm256_mul_epu32(bits<__m256i>(a), _mm256_set1_epi64x(m)));
+#else
+  return (a & 0xFFFFFFFFull) * uint64_t(m);
+#endif
+}
+
+// The high and the low halves of the products of m and each 32-bit lane.
 inline void wide_product(uint32_t m, VecU32 a, VecU32& high, VecU32& low) {
-  const VecU64 wide = bits<VecU64>(a), low_half = VecU64{} + 0xFFFFFFFFull;
-  const VecU64 even = (wide & low_half) * uint64_t(m), odd = (wide >> 32) * uint64_t(m);
+  const VecU64 low_half = VecU64{} + 0xFFFFFFFFull;
+  const VecU64 even = even_product(m, bits<VecU64>(a)), odd = even_product(m, bits<VecU64>(a) >> 32);
   high = bits<VecU32>((even >> 32) | (odd & ~low_half));
   low = bits<VecU32>((even & low_half) | (odd << 32));
 }

@@ -5,8 +5,8 @@
 namespace acefast {
 namespace {
 
-Tensor sddmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row, const OptTensor& ceid,
-             const Tensor& p, const Tensor& q) {
+Tensor sddmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row,
+             const OptTensor& ceid, const Tensor& p, const Tensor& q) {
   const char* op = "sddmm";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   check(p.dim() == 2 || p.dim() == 3, op, "p must have two or three dimensions");
@@ -52,6 +52,8 @@ Tensor sddmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(acefast_native, CPU, m) { m.impl("sddmm", TORCH_BOX(&sddmm)); }
+STABLE_TORCH_LIBRARY_IMPL(acefast_native, CPU, m) {
+  m.impl("sddmm", TORCH_BOX(&sddmm));
+}
 
 }  // namespace acefast

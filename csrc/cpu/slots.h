@@ -5,7 +5,8 @@
 
 namespace acefast {
 
-// One side of a graph: ptr [n + 1], idx [E] the other end of each slot, eid [E] the caller's edge id (nullptr: the slot itself).
+// One side of a graph: ptr [n + 1], idx [E] the other end of each slot, eid [E] the caller's edge id (nullptr: the slot
+// itself).
 template <class I>
 struct Side {
   const int64_t* ptr;
@@ -49,6 +50,20 @@ void fill_slots(B& b, const Side<I>& side, int64_t s0, int64_t s1, int64_t strid
       n += (keep[id] != 0) == want;
     }
     b.begin[r + 1] = n;
+  }
+}
+
+// Asks for the per-edge values of the slots after [s0, s1), as many: where the caller's order is not the slots', each
+// is a cache miss, which the current batch's work then hides.
+template <class I, class A>
+void prefetch_slots(const Side<I>& side, int64_t s0, int64_t s1, const A* weight, const A* mask, const uint8_t* keep) {
+  if (!side.eid) return;
+  const int64_t end = std::min(2 * s1 - s0, side.ptr[side.n]);
+  for (int64_t s = s1; s < end; ++s) {
+    const I id = side.eid[s];
+    if (weight) __builtin_prefetch(weight + id);
+    if (mask) __builtin_prefetch(mask + id);
+    if (keep) __builtin_prefetch(keep + id);
   }
 }
 

@@ -5,9 +5,10 @@
 namespace acefast {
 namespace {
 
-Tensor spmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row, const OptTensor& ceid,
-            const Tensor& x, const OptTensor& weight, const OptTensor& mask, const OptTensor& keep, const OptTensor& self_weight,
-            const OptTensor& row_scale, bool /*all_edges: of the backward*/) {
+Tensor spmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row,
+            const OptTensor& ceid, const Tensor& x, const OptTensor& weight, const OptTensor& mask,
+            const OptTensor& keep, const OptTensor& self_weight, const OptTensor& row_scale,
+            bool /*all_edges: of the backward*/) {
   const char* op = "spmm";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   check(x.dim() == 2, op, "x must have two dimensions");
@@ -38,6 +39,7 @@ Tensor spmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const
           [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
             fill_slots(b, side, s0, s1, F, ptr<uint8_t>(keep), true);
             fill_coef<Batch<T, T>, A>(b, ptr<A>(weight), ptr<A>(mask), nullptr);
+            prefetch_slots(side, s0, s1, ptr<A>(weight), ptr<A>(mask), ptr<uint8_t>(keep));
             gather_batch<T, T, true, false>(b);
           });
     });
@@ -61,11 +63,11 @@ void self_products(const T* dy, const T* x, A* dself, int64_t n, int64_t F) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> spmm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr,
-                                            const Tensor& row, const OptTensor& ceid, const Tensor& dy, const Tensor& x,
-                                            const OptTensor& weight, const OptTensor& mask, const OptTensor& keep,
-                                            const OptTensor& self_weight, const OptTensor& row_scale, bool need_dx, bool need_dcoef,
-                                            bool all_edges) {
+std::tuple<Tensor, Tensor, Tensor> spmm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& eid,
+                                            const Tensor& colptr, const Tensor& row, const OptTensor& ceid,
+                                            const Tensor& dy, const Tensor& x, const OptTensor& weight,
+                                            const OptTensor& mask, const OptTensor& keep, const OptTensor& self_weight,
+                                            const OptTensor& row_scale, bool need_dx, bool need_dcoef, bool all_edges) {
   const char* op = "spmm_bwd";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   check(x.dim() == 2, op, "x must have two dimensions");
@@ -125,6 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bwd(const Tensor& rowptr, const Tensor& 
           if (kept) removed(b, s0, s1);
           fill_slots(b, side, s0, s1, F, kept, true);
           fill_coef<Batch<T, T>, A>(b, ptr<A>(weight), ptr<A>(mask), scale);
+          prefetch_slots(side, s0, s1, ptr<A>(weight), ptr<A>(mask), kept);
           gather_batch<T, T, true, true>(b);
           put_dots(b);
         });
@@ -132,6 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bwd(const Tensor& rowptr, const Tensor& 
         gather_plan<T, T, true>(side.ptr, side.n, F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
           fill_slots(b, side, s0, s1, F, kept, true);
           fill_coef<Batch<T, T>, A>(b, ptr<A>(weight), ptr<A>(mask), scale);
+          prefetch_slots(side, s0, s1, ptr<A>(weight), ptr<A>(mask), kept);
           gather_batch<T, T, true, false>(b);
         });
       } else {

@@ -1,11 +1,12 @@
 // topk_mask on the CPU: see csrc/ops.h.
 //
-// Scores become unsigned keys whose order is the order of selection, so "the largest k keys" is all that is left; it is found by
-// radix digits without a sort. Pass 1 finds the smallest and the largest key, the alive count and NaN. A histogram pass over
-// [low, high] with 2^16 bins, placed on that range and not on fixed bits, finds the bin that holds the k-th key; it is repeated
-// inside that bin while the bin is large and holds several keys. Then one pass writes the masks and collects the bin's few
-// elements, which are settled by (key, index); or, where the bin is one key, ties are counted per chunk and the first ones taken.
-// All decisions are made on integers, so every thread count gives the same masks.
+// Scores become unsigned keys whose order is the order of selection, so "the largest k keys" is all that is left; it is
+// found by radix digits without a sort. Pass 1 finds the smallest and the largest key, the alive count and NaN. A
+// histogram pass over [low, high] with 2^16 bins, placed on that range and not on fixed bits, finds the bin that holds
+// the k-th key; it is repeated inside that bin while the bin is large and holds several keys. Then one pass writes the
+// masks and collects the bin's few elements, which are settled by (key, index); or, where the bin is one key, ties are
+// counted per chunk and the first ones taken. All decisions are made on integers, so every thread count gives the same
+// masks.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -16,8 +17,8 @@
 namespace acefast {
 namespace {
 
-constexpr int64_t kChunk = 1 << 14;      // elements per task
-constexpr int64_t kBlock = 256;          // elements per inner loop
+constexpr int64_t kChunk = 1 << 14;  // elements per task
+constexpr int64_t kBlock = 256;      // elements per inner loop
 constexpr int kDigitBits = 16;
 constexpr int64_t kCandidates = 1 << 16;  // a bin up to this size is settled by comparison
 
@@ -53,7 +54,8 @@ class Selection {
   using U = Key<T>;
 
  public:
-  Selection(const std::vector<Tensor>& scores, const std::optional<std::vector<Tensor>>& alive, const std::vector<Tensor>& keep, bool largest)
+  Selection(const std::vector<Tensor>& scores, const std::optional<std::vector<Tensor>>& alive,
+            const std::vector<Tensor>& keep, bool largest)
       : key_{MAGNITUDE, largest} {
     int64_t first = 0;
     for (size_t t = 0; t < scores.size(); ++t) {
@@ -79,10 +81,14 @@ class Selection {
     }
     // Invariant: `above` keys exceed high, `inside` lie in [low, high], above < k <= above + inside.
     int64_t above = 0, inside = count;
-    while (inside > k - above && low != high && (inside > kCandidates || inside == count)) narrow(k, low, high, above, inside);
-    if (inside == k - above) write_from(low);
-    else if (low == high) write_ties(low, k - above);
-    else write_candidates(low, high, k - above, inside);
+    while (inside > k - above && low != high && (inside > kCandidates || inside == count))
+      narrow(k, low, high, above, inside);
+    if (inside == k - above)
+      write_from(low);
+    else if (low == high)
+      write_ties(low, k - above);
+    else
+      write_candidates(low, high, k - above, inside);
     return 0;
   }
 
@@ -108,15 +114,16 @@ class Selection {
       U lo = std::numeric_limits<U>::max(), hi = 0, bad = 0;
       int64_t alive_count = n;
       if (alive) {
-        alive_count = 0;
-#pragma omp simd reduction(min : lo) reduction(max : hi) reduction(| : bad)
+        U living = 0;  // a chunk's count fits the narrowest key
+#pragma omp simd reduction(min : lo) reduction(max : hi) reduction(| : bad) reduction(+ : living)
         for (int64_t i = 0; i < n; ++i) {
-          const U key = key_(score[i]), here = U(-U(alive[i] != 0));
-          lo = std::min<U>(lo, key | U(~here));
-          hi = std::max<U>(hi, key & here);
-          bad |= U(KeyOf<T>::nan(score[i])) & here;
+          const U one = U(alive[i]), here = U(U(0) - one), key = key_(score[i]);  // bool storage is 0 or 1
+          lo = std::min<U>(lo, U(key | U(~here)));
+          hi = std::max<U>(hi, U(key & here));
+          bad |= U(KeyOf<T>::nan(score[i])) & one;
+          living += one;
         }
-        for (int64_t i = 0; i < n; ++i) alive_count += alive[i] != 0;
+        alive_count = int64_t(living);
       } else {
 #pragma omp simd reduction(min : lo) reduction(max : hi) reduction(| : bad)
         for (int64_t i = 0; i < n; ++i) {
@@ -164,7 +171,7 @@ class Selection {
 #pragma omp simd
           for (int64_t i = 0; i < m; ++i) {
             const U at = U(key_(score[i0 + i]) - low);
-            bin[i] = (at <= range) & (alive[i0 + i] != 0) ? uint32_t(at >> shift) : bins;
+            bin[i] = (at <= range) & bool(alive[i0 + i]) ? uint32_t(at >> shift) : bins;
           }
         } else {
 #pragma omp simd
@@ -210,7 +217,9 @@ class Selection {
   }
 
   void write_from(U from) const {
-    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) { write_chunk(out(c), score, alive, n, from); });
+    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
+      write_chunk(out(c), score, alive, n, from);
+    });
   }
 
   // Elements in [low, high] of a block, alive ones only.
@@ -229,15 +238,19 @@ class Selection {
   // All keys above `tie`, and the first `quota` elements equal to it.
   void write_ties(U tie, int64_t quota) const {
     std::vector<int64_t> before(chunks_.size() + 1);
-    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) { before[c + 1] = count_inside(score, alive, n, tie, 0); });
+    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
+      before[c + 1] = count_inside(score, alive, n, tie, 0);
+    });
     for (size_t c = 0; c < chunks_.size(); ++c) before[c + 1] += before[c];
     each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
       uint8_t* keep = out(c);
       int64_t left = quota - before[c];
       if (left >= before[c + 1] - before[c]) return write_chunk(keep, score, alive, n, tie);
       if (left <= 0) {
-        if (tie == std::numeric_limits<U>::max()) std::fill_n(keep, n, uint8_t(0));
-        else write_chunk(keep, score, alive, n, U(tie + 1));
+        if (tie == std::numeric_limits<U>::max())
+          std::fill_n(keep, n, uint8_t(0));
+        else
+          write_chunk(keep, score, alive, n, U(tie + 1));
         return;
       }
       for (int64_t i = 0; i < n; ++i) {
@@ -258,8 +271,10 @@ class Selection {
     std::vector<std::vector<Candidate>> found(torch::stable::get_num_threads());
     each([&](int64_t c, int64_t w, const U* score, const uint8_t* alive, int64_t n) {
       uint8_t* keep = out(c);
-      if (high == std::numeric_limits<U>::max()) std::fill_n(keep, n, uint8_t(0));
-      else write_chunk(keep, score, alive, n, U(high + 1));
+      if (high == std::numeric_limits<U>::max())
+        std::fill_n(keep, n, uint8_t(0));
+      else
+        write_chunk(keep, score, alive, n, U(high + 1));
       for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
         const int64_t m = std::min(kBlock, n - i0);
         if (!count_inside(score + i0, nullptr, m, low, range)) continue;
@@ -286,8 +301,9 @@ class Selection {
   std::vector<Chunk> chunks_;
 };
 
-std::tuple<std::vector<Tensor>, Tensor> topk_mask(const std::vector<Tensor>& scores, int64_t k, const std::optional<std::vector<Tensor>>& alive,
-                                                  bool largest, bool magnitude) {
+std::tuple<std::vector<Tensor>, Tensor> topk_mask(const std::vector<Tensor>& scores, int64_t k,
+                                                  const std::optional<std::vector<Tensor>>& alive, bool largest,
+                                                  bool magnitude) {
   const char* op = "topk_mask";
   check(!scores.empty(), op, "scores is empty");
   const ScalarType dtype = scores[0].scalar_type();
@@ -298,7 +314,8 @@ std::tuple<std::vector<Tensor>, Tensor> topk_mask(const std::vector<Tensor>& sco
     check(scores[t].is_contiguous(), op, "every score must be contiguous");
     if (alive) {
       check_dtype(op, "alive", (*alive)[t], ScalarType::Bool);
-      check((*alive)[t].is_contiguous() && (*alive)[t].numel() == scores[t].numel(), op, "alive must have the scores' shapes");
+      check((*alive)[t].is_contiguous() && (*alive)[t].numel() == scores[t].numel(), op,
+            "alive must have the scores' shapes");
     }
     keep.push_back(torch::stable::new_empty(scores[t], scores[t].sizes(), ScalarType::Bool));
   }
@@ -314,6 +331,8 @@ std::tuple<std::vector<Tensor>, Tensor> topk_mask(const std::vector<Tensor>& sco
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(acefast_native, CPU, m) { m.impl("topk_mask", TORCH_BOX(&topk_mask)); }
+STABLE_TORCH_LIBRARY_IMPL(acefast_native, CPU, m) {
+  m.impl("topk_mask", TORCH_BOX(&topk_mask));
+}
 
 }  // namespace acefast

@@ -41,7 +41,7 @@ inline To bits(const From& from) {
   return to;
 }
 
-// ---- full loads and stores --------------------------------------------------------------------------------------------
+// ---- full loads and stores ----
 
 inline Vec<float> load(const float* p) {
   Vec<float> v;
@@ -53,8 +53,12 @@ inline Vec<double> load(const double* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
-inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+inline void store(float* p, Vec<float> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+inline void store(double* p, Vec<double> v) {
+  std::memcpy(p, &v, sizeof v);
+}
 
 typedef uint32_t VecU32 __attribute__((vector_size(kVecBytes)));
 typedef uint16_t HalfVecU16 __attribute__((vector_size(kVecBytes / 2)));
@@ -94,7 +98,7 @@ inline void store(Half* p, Vec<float> v) {
 #endif
 }
 
-// ---- the first n < lanes elements: other lanes load as 0 and are not stored ---------------------------------------------
+// ---- the first n < lanes elements: other lanes load as 0 and are not stored ----
 
 template <class T>
 inline Vec<acc_t<T>> load_tail(const T* p, int n) {
@@ -123,7 +127,7 @@ inline void store_tail(T* p, Vec<acc_t<T>> v, int n) {
   for (int l = 0; l < n; ++l) p[l] = full[l];
 }
 
-// ---- arithmetic -------------------------------------------------------------------------------------------------------
+// ---- arithmetic ----
 
 template <class A>
 inline Vec<A> splat(A a) {
@@ -133,8 +137,10 @@ inline Vec<A> splat(A a) {
 template <class A>
 inline A hsum(Vec<A> v) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<A, float>) return _mm512_reduce_add_ps(bits<__m512>(v));
-  else return _mm512_reduce_add_pd(bits<__m512d>(v));
+  if constexpr (std::is_same_v<A, float>)
+    return _mm512_reduce_add_ps(bits<__m512>(v));
+  else
+    return _mm512_reduce_add_pd(bits<__m512d>(v));
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<A, float>) {
     const __m256 w = bits<__m256>(v);
