@@ -1,4 +1,4 @@
-"""Elementwise, linear and selection ops on the emulator; run by test_simt.py in a sanitised process."""
+"""Elementwise, linear and selection ops on the emulator (run by test_simt.py) or on a GPU (tests/gpu)."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 
 from acefast import CSR
 from acefast.ops import reference
-from tests.simt.emulated import check, run, unaligned
+from tests.simt.emulated import DEVICE, check, run, unaligned
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -58,7 +58,7 @@ def test_masked_linear_is_left_alone_by_autocast():
     generator = torch.Generator().manual_seed(6)
     x, dy = torch.randn(20, 16, generator=generator), torch.randn(20, 5, generator=generator)
     weight, mask, bias, keep = parameters(5, 16, torch.float32, CHOICES[0], generator)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = run("masked_linear", x, weight, mask, bias, keep, False)
         dx, dw = run("masked_linear_bwd", dy, x, weight, mask, keep, True, True, False)
     assert torch.equal(y, run("masked_linear", x, weight, mask, bias, keep, False))

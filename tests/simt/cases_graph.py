@@ -1,4 +1,4 @@
-"""Message passing on the emulator; run by test_simt.py in a sanitised process."""
+"""Message passing on the emulator (run by test_simt.py) or on a GPU (tests/gpu)."""
 
 import itertools
 

@@ -1,5 +1,6 @@
-"""Calls of the emulated CUDA ops, for the case files: every call runs under several permutation seeds and must give the same
-bits; results are compared with the float64 reference. Loaded only in the sanitised subprocess that test_simt.py starts."""
+"""Calls of the CUDA ops for the case files: every call runs several times and must give the same bits; results are compared
+with the float64 reference. In the sanitised process that test_simt.py starts, the calls run on the emulator, each under
+another permutation seed; without the emulator's library they run on the GPU (tests/gpu)."""
 
 import ctypes
 import itertools
@@ -12,15 +13,17 @@ from acefast.ops import reference
 from acefast.ops.backend import SCHEMAS
 from tests.inputs import assert_close
 
-SEEDS = (0, 1)
-GRAPH_ARGUMENTS = 6
+SEEDS = (0, 1)  # an even and an odd one: see simt.h
+EMULATED = "ACEFAST_SIMT_LIBRARY" in os.environ
+DEVICE = "cpu" if EMULATED else "cuda"
 
-_library = torch.library.Library("acefast_simt", "FRAGMENT")
-for _op, _schema in SCHEMAS.items():
-    _library.define(_op + _schema)
-torch.ops.load_library(os.environ["ACEFAST_SIMT_LIBRARY"])
-_set_seed = ctypes.CDLL(os.environ["ACEFAST_SIMT_LIBRARY"]).acefast_simt_set_seed
-_set_seed.argtypes = [ctypes.c_uint64]
+if EMULATED:
+    _library = torch.library.Library("acefast_simt", "FRAGMENT")
+    for _op, _schema in SCHEMAS.items():
+        _library.define(_op + _schema)
+    torch.ops.load_library(os.environ["ACEFAST_SIMT_LIBRARY"])
+    _set_seed = ctypes.CDLL(os.environ["ACEFAST_SIMT_LIBRARY"]).acefast_simt_set_seed
+    _set_seed.argtypes = [ctypes.c_uint64]
 
 
 def _tensors(result):
@@ -33,12 +36,29 @@ def _bits(t):
     return t.contiguous().flatten().view(torch.uint8) if t.numel() else t
 
 
-def run(op, *args, seeds=SEEDS):
-    """The op's result; the same bits under every seed."""
-    results = []
-    for seed in seeds:
+def _on_gpu(value):
+    """Tensors, also in lists, copied to the GPU; one that was off a 16-byte boundary stays so."""
+    if isinstance(value, list | tuple):
+        return [_on_gpu(part) for part in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    return unaligned(value, "cuda") if value.data_ptr() % 16 else value.cuda()
+
+
+def _on_cpu(result):
+    return result.cpu() if isinstance(result, torch.Tensor) else [_on_cpu(part) for part in result]
+
+
+def _call(op, seed, args):
+    if EMULATED:
         _set_seed(seed)
-        results.append(getattr(torch.ops.acefast_simt, op)(*args))
+        return getattr(torch.ops.acefast_simt, op)(*args)
+    return _on_cpu(getattr(torch.ops.acefast_native, op)(*map(_on_gpu, args)))
+
+
+def run(op, *args, seeds=SEEDS):
+    """The op's result, on the CPU; the same bits under every seed."""
+    results = [_call(op, seed, args) for seed in seeds]
     for other in results[1:]:
         for a, b in zip(_tensors(results[0]), _tensors(other), strict=True):
             assert a.shape == b.shape and torch.equal(_bits(a), _bits(b)), f"{op}: the bits depend on the order of threads"
@@ -68,9 +88,9 @@ def arrays(graph: Graph, wide_indices: bool = False):
     return tuple(None if t is None else t.long() for t in graph.arrays)
 
 
-def unaligned(t: torch.Tensor) -> torch.Tensor:
+def unaligned(t: torch.Tensor, device="cpu") -> torch.Tensor:
     """A contiguous copy whose memory starts one element past a 16-byte boundary."""
-    storage = torch.empty(t.numel() + 1, dtype=t.dtype)
+    storage = torch.empty(t.numel() + 1, dtype=t.dtype, device=device)
     storage[1:] = t.flatten()
     return storage[1:].view(t.shape)
 
