@@ -217,7 +217,10 @@ def score_lists(dtype):
         "extremes": [
             torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1e-40, -1e-40, 1e-7, 6e4, -6e4, 0.0] * 3, dtype=dtype)
         ],
-        "large": [torch.randn(80_000, generator=generator).to(dtype), torch.randn(7, generator=generator).to(dtype)],
+        "large": [  # outliers put all others into one bin of the first digit, which then takes a second one
+            (1 + 1e-3 * torch.rand(70_000, generator=generator, dtype=torch.float64)).to(dtype),
+            torch.tensor([3e4, -3e4, 1e30 if dtype != torch.float16 else 6e4], dtype=dtype),
+        ],
         "empty": [torch.empty(0, dtype=dtype)],
     }
 
@@ -255,6 +258,7 @@ def test_narrower_instruction_sets(level):
     if not backend.native_library("cpu").with_name(f"libacefast_cpu_{level}.so").exists():
         pytest.skip("this level was not built")
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "not narrower"]
+    chosen = "not narrower and not float64 and not large"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,12 +1,15 @@
 """The shared objects themselves: which symbols they need, what they export, and what _C says about the build."""
 
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
 
 from acefast.ops import backend
+from tests.inputs import REPOSITORY
 
 LIBRARIES = sorted(backend.native_library("cpu").parent.glob("libacefast_*.so"))
 
@@ -44,3 +47,23 @@ def test_build_info():
     assert all(isinstance(v, str) for v in info.values())
     assert info["torch_target"] == "2.10" and info["compiler"]
     assert torch.backends.cpu.get_cpu_capability().lower() in info["cpu_levels"].split(",")
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"ACEFAST_BUILD": "fast"}, "ACEFAST_BUILD must be auto, none, cpu, cuda, 'cpu,cuda' or all, got 'fast'"),
+        ({"ACEFAST_BUILD": "cpu", "CXX": "", "PATH": "/nowhere"}, "no C++ compiler was found"),
+    ],
+)
+def test_a_build_that_cannot_be_made_says_so(changes, said, tmp_path):
+    environment = {**os.environ, **changes}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode != 0 and said in done.stderr
+    assert "Traceback" not in done.stderr
