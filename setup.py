@@ -146,7 +146,7 @@ class NativeBuild(build_ext):
             n.variable("ninja_required_version", "1.5")
             n.variable("cxx", cxx)
             compile_one = "$cxx -MMD -MF $out.d $flags -c $in -o $out"
-            n.rule("cxx", compile_one, depfile="$out.d", deps="gcc", description="CXX $out")
+            n.rule("cxx", compile_one, depfile="$out.d", description="CXX $out")
             n.rule("link", "$cxx -shared $in -o $out $flags", description="LINK $out")
 
             def library(name, sources, rule, flags, link_flags, relative, linker="link"):
@@ -174,7 +174,7 @@ class NativeBuild(build_ext):
                 gencode.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
                 n.variable("nvcc", nvcc)
                 compile_one = "$nvcc -ccbin $cxx -MMD -MF $out.d $flags -c $in -o $out"
-                n.rule("nvcc", compile_one, depfile="$out.d", deps="gcc", description="NVCC $out")
+                n.rule("nvcc", compile_one, depfile="$out.d", description="NVCC $out")
                 host = "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-unused-parameter"
                 flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo"]
                 flags += ["-DUSE_CUDA", "-DNDEBUG", host] + gencode + stable
