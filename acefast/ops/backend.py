@@ -138,7 +138,8 @@ def _find(name: str, op: str, device: str):
         return _native(op, device)
     if name == "triton":
         return _triton(op, device)
-    return getattr(reference, op)
+    # An op's arithmetic is its own: an autocast region must not narrow the products inside the reference.
+    return torch.autocast(device, enabled=False)(getattr(reference, op))
 
 
 @functools.cache

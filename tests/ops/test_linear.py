@@ -183,3 +183,10 @@ def test_native_and_reference_agree_on_threads():
     assert torch.equal(*found)
     with acefast.backend("torch"):
         assert torch.equal(found[0], ops.relu_dropout(x, 0.5, 1, 2))
+
+
+def test_autocast_region_does_not_narrow_the_product(each_backend):
+    x, weight = torch.randn(20, 16), torch.randn(5, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ops.masked_linear(x, weight)
+    assert_close(y, x.double() @ weight.double().T, torch.float32)
