@@ -1,5 +1,6 @@
 """Timing, memory and equality for all benchmarks: nothing is timed that was not just checked to be equal."""
 
+import ctypes
 import dataclasses
 import platform
 import resource
@@ -72,6 +73,7 @@ def peak_bytes(call: Callable, device: str) -> int:
         torch.cuda.synchronize()
         del outputs
         return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL(None).malloc_trim(0)  # freed pages that the allocator still holds would hide what the call needs
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     before = resident("VmRSS")
     outputs = call()
@@ -116,7 +118,7 @@ def compare(
             checks[name] = bool(equal(expected, found))
             del found
             peaks[name] = peak_bytes(implementations[name], device)
-        except (RuntimeError, TypeError, NotImplementedError) as error:  # a peer's limit is a result, not a failure
+        except (RuntimeError, TypeError) as error:  # a peer's limit is a result, not a failure
             if name == names[0]:
                 raise
             notes[name] = str(error).splitlines()[0][:200]

@@ -24,8 +24,9 @@ def masked_linear(
         bias: [O] like mask, differentiable.
         keep: [O, K] bool; a weight with False does not exist: its gradient is 0, and its mask's too unless mask_grad is
             "all", which gives the derivative that the mask would have if the weight were kept.
-    Returns: y [N, O] of x's dtype. Raises InputError for a wrong shape, dtype, device or option. Bitwise deterministic
-    for CSR x; for dense x as deterministic as the matrix product used.
+    Returns: y [N, O] of x's dtype. Raises InputError for a wrong shape, dtype, device or option. Native CPU kernels
+    are bitwise deterministic for any number of threads; on the reference and on CUDA, dense x is as deterministic as
+    torch's matrix product.
     """
     sparse = isinstance(x, CSR)
     if not sparse and (not isinstance(x, Tensor) or x.dim() != 2 or x.dtype not in checks.FEATURE_DTYPES):
