@@ -44,6 +44,8 @@ class Graph:
         self.edge_ids = edge_ids
         self._edge_index: Tensor | None = None
         self._fingerprint: str | None = None
+        self._missing_self_loops: Tensor | None = None
+        self._with_self_loops: Graph | None = None
 
     @staticmethod
     def from_edge_index(edge_index: Tensor, num_nodes: int | tuple[int, int] | None = None) -> "Graph":
@@ -146,35 +148,53 @@ class Graph:
             return self
         return Graph(*(None if t is None else t.to(device) for t in (*self.arrays, self.edge_ids)))
 
-    def compact(self, keep: Tensor, num_kept: int | None = None) -> "Graph":
+    def missing_self_loops(self) -> Tensor:
+        """Which nodes have no self-loop among the edges, bool [N]; square graphs only."""
+        if self._missing_self_loops is None:
+            if self.num_src != self.num_dst:
+                raise InputError(f"missing_self_loops: self-loops need a square graph, this one is bipartite {self.num_nodes}")
+            src, dst = self.edge_index()
+            missing = torch.ones(self.num_dst, dtype=torch.bool, device=self.device)
+            missing[dst[src == dst]] = False
+            self._missing_self_loops = missing
+        return self._missing_self_loops
+
+    def with_self_loops(self) -> "Graph":
+        """This graph with a self-loop after its own edges for each node that has none, by node number; made once."""
+        if self._with_self_loops is None:
+            loops = self.missing_self_loops().nonzero().squeeze(1)
+            edges = torch.cat((self.edge_index(), loops.expand(2, -1)), 1)
+            self._with_self_loops = Graph.from_edge_index(edges, self.num_nodes)
+        return self._with_self_loops
+
+    def _checked_keep(self, keep: "Tensor | Selection") -> Tensor:
+        if isinstance(keep, Selection):
+            keep = keep.keep
+        if keep.dtype != torch.bool or keep.shape != (self.num_edges,) or keep.device != self.device:
+            raise InputError(
+                f"keep must be bool [{self.num_edges}] on {self.device}, got {keep.dtype} {list(keep.shape)} on {keep.device}"
+            )
+        return keep.contiguous()
+
+    def compact(self, keep: "Tensor | Selection", num_kept: int | None = None) -> "Graph":
         """The graph of the edges with keep[e] True (`keep` bool [E]), in the caller's order, nodes unchanged; O(E), no sort.
 
         `edge_ids` [E_kept] of the result holds their numbers here. With `num_kept` (the number of True) nothing is
         copied to the host. Raises InputError for a wrong `keep`.
         """
-        if keep.dtype != torch.bool or keep.shape != (self.num_edges,) or keep.device != self.device:
-            raise InputError(
-                f"keep must be bool [{self.num_edges}] on {self.device}, got {keep.dtype} {list(keep.shape)} on {keep.device}"
-            )
+        keep = self._checked_keep(keep)
+        num_kept = int(keep.sum()) if num_kept is None else num_kept
+        rowptr, col, eid, colptr, row, ceid, edge_ids = torch.ops.acefast.compact(*self.arrays, keep, num_kept, True)
+        eid, ceid = None if self.eid is None else eid, None if self.ceid is None else ceid
+        return Graph(rowptr, col, eid, colptr, row, ceid, edge_ids=edge_ids)
 
-        def true_slots(flags):
-            if num_kept is None:
-                return flags.nonzero().squeeze(1)
-            return torch.nonzero_static(flags, size=num_kept).squeeze(1)
-
-        rank = torch.cumsum(keep, 0) - 1
-
-        def side(ptr, other, ids):
-            flags = keep if ids is None else keep[ids.long()]
-            slots = true_slots(flags)
-            before = torch.zeros(self.num_edges + 1, dtype=torch.int64, device=self.device)
-            torch.cumsum(flags, 0, out=before[1:])
-            new_ids = None if ids is None else rank[ids[slots].long()].to(ids.dtype)
-            return before[ptr], other[slots], new_ids
-
-        rowptr, col, eid = side(self.rowptr, self.col, self.eid)
-        colptr, row, ceid = side(self.colptr, self.row, self.ceid)
-        return Graph(rowptr, col, eid, colptr, row, ceid, edge_ids=true_slots(keep))
+    def select(self, keep: Tensor, num_kept: int | None = None) -> "Selection":
+        """The pattern `keep` (bool [E]) prepared once for many calls: ops take it wherever they take `keep` and then visit
+        the kept edges alone. O(E), no sort; `num_kept` as for `compact`. Raises InputError for a wrong `keep`."""
+        keep = self._checked_keep(keep)
+        num_kept = int(keep.sum()) if num_kept is None else num_kept
+        *arrays, _ = torch.ops.acefast.compact(*self.arrays, keep, num_kept, False)
+        return Selection(self, keep, *arrays)
 
     # Neighbours. Each conversion imports its library when called.
 
@@ -234,3 +254,33 @@ class Graph:
             return dgl.graph((src, dst), num_nodes=self.num_src)
         sizes = {"src": self.num_src, "dst": self.num_dst}
         return dgl.heterograph({("src", "to", "dst"): (src, dst)}, num_nodes_dict=sizes)
+
+
+class Selection:
+    """A keep pattern of one graph with the CSR and CSC of the kept edges, from `Graph.select`. Per-edge tensors stay in the
+    graph's own edge numbers. Immutable: `keep` [E] must not be changed in place."""
+
+    def __init__(self, graph, keep, rowptr, col, eid, colptr, row, ceid):
+        self.graph, self.keep = graph, keep
+        self.arrays = (rowptr, col, eid, colptr, row, ceid)
+
+    @property
+    def num_kept(self) -> int:
+        return self.arrays[1].numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.keep.device
+
+    def __repr__(self):
+        return f"Selection(num_kept={self.num_kept}, num_edges={self.graph.num_edges}, device={self.device})"
+
+    def in_degrees(self) -> Tensor:
+        """Number of kept edges into each destination, int64 [N_dst]."""
+        rowptr = self.arrays[0]
+        return rowptr[1:] - rowptr[:-1]
+
+    def to(self, device) -> "Selection":
+        if torch.device(device) == self.device:
+            return self
+        return Selection(self.graph.to(device), *(t.to(device) for t in (self.keep, *self.arrays)))

@@ -1,6 +1,7 @@
 """The kernels. Each page holds one op: docstring with the formula, checks, fake and autograd; `reference` computes it in
 plain torch, `backend` chooses what runs."""
 
+from acefast.ops import compact as _compact  # noqa: F401  (registers what Graph.compact and Graph.select call)
 from acefast.ops.exchange import exchange
 from acefast.ops.gcn_norm import gcn_norm
 from acefast.ops.gumbel_topk import gumbel_topk

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from acefast.errors import InputError
-from acefast.graph import Graph
-from acefast.ops.reference import accumulator
+from acefast.graph import Graph, Selection
+from acefast.ops.reference import accumulator as accumulator
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -45,6 +45,40 @@ def same_device(op: str, name: str, t: Tensor, device) -> None:
         raise InputError(f"{op}: {name} must be on {device} like the rest, got {t.device}")
 
 
+def keep_flags(op: str, g: Graph, keep) -> Tensor | None:
+    """`keep`, a bool tensor [E] or a selection of g, as a tensor."""
+    if isinstance(keep, Selection):
+        if keep.graph is not g:
+            raise InputError(f"{op}: keep is a selection of another graph; make one by select() of the graph given")
+        return keep.keep
+    vector(op, "keep", keep, (g.num_edges,), torch.bool, g.device)
+    return None if keep is None else keep.contiguous()
+
+
+def kept_edges(op: str, g: Graph, keep, all_edges: bool = False) -> tuple[tuple, Tensor | None]:
+    """(arrays, keep) as the schemas take them: a selection gives its own arrays, unless removed edges must be visited."""
+    flags = keep_flags(op, g, keep)
+    if isinstance(keep, Selection) and not all_edges:
+        return keep.arrays, None
+    return g.arrays, flags
+
+
+def kept_in_degrees(g: Graph, keep) -> Tensor:
+    """Number of kept edges into each destination, int64 [N_dst]; `keep` checked."""
+    if keep is None:
+        return g.in_degrees()
+    if isinstance(keep, Selection):
+        return keep.in_degrees()
+    before = torch.zeros(g.num_edges + 1, dtype=torch.int64, device=g.device)
+    before[1:] = torch.cumsum(keep if g.eid is None else keep[g.eid.long()], 0)
+    return before[g.rowptr[1:]] - before[g.rowptr[:-1]]
+
+
+def contiguous(*tensors):
+    """Each tensor contiguous, None left as it is."""
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
 def choice(op: str, name: str, value, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
@@ -66,6 +100,3 @@ def probability(op: str, name: str, value) -> None:
 def square(op: str, g: Graph, what: str) -> None:
     if g.num_src != g.num_dst:
         raise InputError(f"{op}: {what} needs a square graph, this one is bipartite {g.num_nodes}")
-
-
-__all__ = ["accumulator", "choice", "features", "graph", "integer", "probability", "same_device", "square", "vector"]

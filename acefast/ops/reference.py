@@ -12,41 +12,72 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# Message passing. A graph is (rowptr, col, eid, colptr, row, ceid); see acefast.graph.Graph.
+# Message passing. A graph is (rowptr, col, eid, colptr, row, ceid); see acefast.graph.Graph. In a prepared selection eid names
+# fewer slots than there are edges.
 
 
-def _edges(rowptr: Tensor, col: Tensor, eid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(source, destination) int64 [E] in the caller's order."""
+def _slots(rowptr: Tensor, col: Tensor, eid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(source, destination, edge id) int64 [S] of the CSR slots."""
     degree = rowptr[1:] - rowptr[:-1]
     dst = torch.repeat_interleave(torch.arange(degree.numel(), device=col.device), degree, output_size=col.numel())
-    src = col.long()
-    if eid is None:
-        return src, dst
-    slot = torch.empty_like(src)
-    slot[eid.long()] = torch.arange(slot.numel(), device=col.device)
-    return src[slot], dst[slot]
+    return col.long(), dst, torch.arange(col.numel(), device=col.device) if eid is None else eid.long()
 
 
-def _coefficient(num_edges, like, dtype, weight, mask, keep, row_scale, dst) -> Tensor:
-    """weight_e * mask_e * row_scale_dst [E], 0 where keep is False."""
-    coefficient = torch.ones(num_edges, dtype=dtype, device=like.device)
-    for factor in (weight, mask, None if row_scale is None else row_scale[dst]):
+def _num_edges(col: Tensor, *per_edge: Tensor | None) -> int:
+    """E: the length of the per-edge tensors, the number of slots where there is none."""
+    return next((t.size(0) for t in per_edge if t is not None), col.numel())
+
+
+def _by_edge(num_edges: int, ids: Tensor, values: Tensor) -> Tensor:
+    """`values` [S, ...] put at their edge ids into zeros [num_edges, ...]."""
+    return values.new_zeros(num_edges, *values.shape[1:]).index_copy_(0, ids, values)
+
+
+def _exists(keep: Tensor | None, ids: Tensor, dims: int) -> Tensor:
+    """bool [S, 1, ...] with `dims` dimensions: which slots' edges are kept."""
+    exists = torch.ones_like(ids, dtype=torch.bool) if keep is None else keep[ids]
+    return exists.reshape(-1, *[1] * (dims - 1))
+
+
+def _zero_unless(flags: Tensor, values: Tensor) -> Tensor:
+    """`values` where `flags`, else 0; what is not selected may be NaN."""
+    return torch.where(flags, values, torch.zeros_like(values))
+
+
+def _sum_rows(index: Tensor, values: Tensor, rows: int) -> Tensor:
+    return values.new_zeros(rows, *values.shape[1:]).index_add_(0, index, values)
+
+
+def _max_rows(index: Tensor, values: Tensor, rows: int) -> Tensor:
+    """The largest value of each row, -inf where it has none."""
+    best = values.new_full((rows, *values.shape[1:]), -torch.inf)
+    return best.index_reduce_(0, index, values, "amax") if values.numel() else best
+
+
+def _like(factor: Tensor, values: Tensor) -> Tensor:
+    """`factor` with trailing dimensions of size 1 up to those of `values`."""
+    return factor.reshape(*factor.shape, *[1] * (values.dim() - factor.dim()))
+
+
+def _coefficient(ids, weight, mask, like) -> Tensor:
+    """weight_e * mask_e of the slots, shaped to multiply features [S, ...]."""
+    coefficient = like.new_ones(ids.numel())
+    for factor in (weight, mask):
         if factor is not None:
-            coefficient = coefficient * factor
-    return coefficient if keep is None else torch.where(keep, coefficient, torch.zeros_like(coefficient))
+            coefficient = _like(coefficient, factor) * factor[ids]
+    return _like(coefficient, like)
 
 
 def spmm(rowptr, col, eid, colptr, row, ceid, x, weight, mask, keep, self_weight, row_scale, all_edges):
     """y_i = row_scale_i * sum over kept e: j->i of weight_e mask_e x_j, plus self_weight_i x_i."""
-    src, dst = _edges(rowptr, col, eid)
+    src, dst, ids = _slots(rowptr, col, eid)
     acc = x.to(accumulator(x.dtype))
-    coefficient = _coefficient(src.numel(), x, acc.dtype, weight, mask, keep, row_scale, dst)
-    messages = coefficient.unsqueeze(1) * acc[src]
-    if keep is not None:
-        messages = torch.where(keep.unsqueeze(1), messages, torch.zeros_like(messages))
-    y = torch.zeros(rowptr.numel() - 1, x.size(1), dtype=acc.dtype, device=x.device).index_add_(0, dst, messages)
+    messages = _coefficient(ids, weight, mask, acc) * acc[src]
+    y = _sum_rows(dst, _zero_unless(_exists(keep, ids, acc.dim()), messages), rowptr.numel() - 1)
+    if row_scale is not None:
+        y = y * _like(row_scale, y)
     if self_weight is not None:
-        y = y + self_weight.unsqueeze(1) * acc
+        y = y + _like(self_weight, acc) * acc
     return y.to(x.dtype)
 
 
@@ -54,63 +85,299 @@ def spmm_bwd(rowptr, col, eid, colptr, row, ceid, dy, x, weight, mask, keep, sel
              all_edges):  # fmt: skip
     """dx_j = sum over e: j->i of coefficient_e dy_i + self_weight_j dy_j; dcoef_e = row_scale_i <dy_i, x_j>;
     dself_j = <dy_j, x_j>. What is not needed comes back empty."""
-    src, dst = _edges(rowptr, col, eid)
+    src, dst, ids = _slots(rowptr, col, eid)
     dtype = accumulator(x.dtype)
     dy_acc, x_acc = dy.to(dtype), x.to(dtype)
-    dx = x.new_empty(0)
-    dcoef = x.new_empty(0, dtype=dtype)
-    dself = x.new_empty(0, dtype=dtype)
+    dx, dcoef, dself = x.new_empty(0), x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
+    scaled = dy_acc if row_scale is None else dy_acc * _like(row_scale, dy_acc)
+    exists = _exists(keep, ids, x.dim())
     if need_dx:
-        coefficient = _coefficient(src.numel(), x, dtype, weight, mask, keep, row_scale, dst)
-        messages = coefficient.unsqueeze(1) * dy_acc[dst]
-        if keep is not None:
-            messages = torch.where(keep.unsqueeze(1), messages, torch.zeros_like(messages))
-        total = torch.zeros_like(x_acc).index_add_(0, src, messages)
+        messages = _coefficient(ids, weight, mask, x_acc) * scaled[dst]
+        total = _sum_rows(src, _zero_unless(exists, messages), x.size(0))
         if self_weight is not None:
-            total = total + self_weight.unsqueeze(1) * dy_acc
+            total = total + _like(self_weight, dy_acc) * dy_acc
         dx = total.to(x.dtype)
     if need_dcoef:
-        dcoef = (dy_acc[dst] * x_acc[src]).sum(1)
-        if row_scale is not None:
-            dcoef = dcoef * row_scale[dst]
-        if keep is not None and not all_edges:
-            dcoef = torch.where(keep, dcoef, torch.zeros_like(dcoef))
+        products = (scaled[dst] * x_acc[src]).sum(-1)
+        if not all_edges:
+            products = _zero_unless(exists.squeeze(-1), products)
+        dcoef = _by_edge(_num_edges(col, weight, mask, keep), ids, products)
         if self_weight is not None:
-            dself = (dy_acc * x_acc).sum(1)
+            dself = (dy_acc * x_acc).flatten(1).sum(1)
     return dx, dcoef, dself
+
+
+def _first_largest(dst, ids, values, exists, rows):
+    """(largest [rows, F], its edge id int64 or -1): of equal ones the lowest id; 0 and -1 in a row without any."""
+    values = torch.where(exists, values, -torch.inf)
+    best = _max_rows(dst, values, rows)
+    hit = exists & (values == best[dst])
+    last = torch.iinfo(torch.int64).max
+    candidates = torch.where(hit, ids.unsqueeze(1), last)
+    arg = torch.full_like(best, last, dtype=torch.int64)
+    if values.numel():
+        arg = arg.index_reduce_(0, dst, candidates, "amin")
+    none = arg == last
+    return torch.where(none, 0.0, best), torch.where(none, -1, arg)
+
+
+def spmm_max(rowptr, col, eid, colptr, row, ceid, x, weight, mask, keep, largest):
+    """y_i = max (min) over kept e: j->i of weight_e mask_e x_j and the edge id of its first place, -1 where there is none."""
+    src, dst, ids = _slots(rowptr, col, eid)
+    acc = x.to(accumulator(x.dtype))
+    sign = 1 if largest else -1
+    messages = sign * _coefficient(ids, weight, mask, acc) * acc[src]
+    y, arg = _first_largest(dst, ids, messages, _exists(keep, ids, 2), rowptr.numel() - 1)
+    return (sign * y).to(x.dtype), arg.to(col.dtype)
+
+
+def spmm_max_bwd(rowptr, col, eid, colptr, row, ceid, dy, arg, x, weight, mask, keep, need_dx, need_dcoef):
+    """dx and the gradient of weight_e mask_e, from the edges that gave the extremes."""
+    src, dst, ids = _slots(rowptr, col, eid)
+    dtype = accumulator(x.dtype)
+    routed = _zero_unless(arg[dst].long() == ids.unsqueeze(1), dy.to(dtype)[dst])
+    dx, dcoef = x.new_empty(0), x.new_empty(0, dtype=dtype)
+    if need_dx:
+        messages = _zero_unless(_exists(keep, ids, 2), _coefficient(ids, weight, mask, routed) * routed)
+        dx = _sum_rows(src, messages, x.size(0)).to(x.dtype)
+    if need_dcoef:
+        dcoef = _by_edge(_num_edges(col, weight, mask, keep), ids, (routed * x.to(dtype)[src]).sum(1))
+    return dx, dcoef
 
 
 def sddmm(rowptr, col, eid, colptr, row, ceid, p, q):
     """s_e = <p_dst(e), q_src(e)> over the last dimension."""
-    src, dst = _edges(rowptr, col, eid)
+    src, dst, ids = _slots(rowptr, col, eid)
     dtype = accumulator(p.dtype)
-    return (p.to(dtype)[dst] * q.to(dtype)[src]).sum(-1)
+    return _by_edge(col.numel(), ids, (p.to(dtype)[dst] * q.to(dtype)[src]).sum(-1))
 
 
-def gcn_norm(rowptr, col, eid, colptr, row, ceid, mask, keep, add_self_loops, masked):
-    """c_e = d_dst^-1/2 d_src^-1/2 for every edge, c_self = 1/d, and d^-1/2 with 0 where d <= 0."""
-    src, dst = _edges(rowptr, col, eid)
+def _softmax_rows(dst, logits, exists, rows):
+    """(softmax over each row's existing slots, 0 elsewhere; log-sum-exp [rows, ...], -inf in a row without any)."""
+    logits = torch.where(exists, logits, -torch.inf)
+    top = _max_rows(dst, logits, rows)
+    top = torch.where(top.isfinite(), top, 0.0)
+    exponential = torch.exp(logits - top[dst])
+    total = _sum_rows(dst, exponential, rows)
+    alpha = exponential / torch.where(total > 0, total, 1.0)[dst]
+    return alpha, top + torch.log(total)
+
+
+def edge_softmax(rowptr, col, eid, colptr, row, ceid, s, keep):
+    """a_e = softmax of s over the kept edges into i, per head."""
+    _, dst, ids = _slots(rowptr, col, eid)
+    alpha, _ = _softmax_rows(dst, s[ids], _exists(keep, ids, s.dim()), rowptr.numel() - 1)
+    return _by_edge(s.size(0), ids, alpha)
+
+
+def edge_softmax_bwd(rowptr, col, eid, colptr, row, ceid, a, da, keep):
+    """ds_e = a_e (da_e - sum over the row of a da)."""
+    _, dst, ids = _slots(rowptr, col, eid)
+    exists = _exists(keep, ids, a.dim())
+    alpha, product = _zero_unless(exists, a[ids]), _zero_unless(exists, a[ids] * da[ids])
+    total = _sum_rows(dst, product, rowptr.numel() - 1)
+    return _by_edge(a.size(0), ids, product - alpha * total[dst])
+
+
+def _attention(graph, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed):
+    """Per slot and head: (src, dst, ids, exists, alpha, lse, s, slope, mask, drop)."""
+    rowptr, col, eid, *_ = graph
+    src, dst, ids = _slots(rowptr, col, eid)
+    heads = z.size(1)
+    exists = _exists(keep, ids, 2).expand(-1, heads)
+    reach = a_dst[dst] + a_src[src]
+    slope = torch.where(reach < 0, negative_slope, 1.0).to(reach.dtype)
+    s = reach * slope
+    m = s.new_ones(1, 1) if mask is None else mask[ids].reshape(ids.numel(), -1)
+    m = _zero_unless(exists, m.expand(ids.numel(), heads))
+    alpha, lse = _softmax_rows(dst, s * m if mask_on_logit else s, exists, rowptr.numel() - 1)
+    drop = torch.ones_like(s)
+    if dropout > 0:
+        count = int(ids.max()) + 1 if ids.numel() else 0
+        word = random_words(0, count * heads, seed, 0, z.device).reshape(count, heads)[ids]
+        scale = 0.0 if dropout >= 1 else 1.0 / (1.0 - dropout)
+        drop = (word >= int(dropout * 2**32)).to(s.dtype) * scale
+    return src, dst, ids, exists, alpha, lse, s, slope, m, drop
+
+
+def gat(rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed,
+        save):  # fmt: skip
+    """y_i = sum of alpha_e mask_e drop_e z_j with alpha the softmax of LeakyReLU(a_dst_i + a_src_j) (mask on the message), or
+    y_i = sum of alpha_e drop_e z_j with alpha the softmax of the same times mask_e (mask on the logit)."""
+    src, dst, _, _, alpha, lse, _, slope, m, drop = _attention(
+        (rowptr, col, eid), z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed
+    )
+    rows, source = rowptr.numel() - 1, z.to(accumulator(z.dtype))[src]
+    coefficient = alpha * drop * (1 if mask_on_logit else m)
+    y = _sum_rows(dst, coefficient.unsqueeze(2) * source, rows).to(z.dtype)
+    if not save:
+        return y, lse, z.new_empty(0), lse.new_empty(0)
+    slope_y = _sum_rows(dst, (alpha * slope * m * drop).unsqueeze(2) * source, rows).to(z.dtype)
+    return y, lse, slope_y, _sum_rows(dst, alpha * slope * (m if mask_on_logit else 1), rows)
+
+
+def gat_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst, mask, keep, mask_on_logit,
+            negative_slope, dropout, seed, need_dmask):  # fmt: skip
+    """(dz, da_src, da_dst, dmask): see csrc/ops.h."""
+    src, dst, ids, _, alpha, _, s, slope, m, drop = _attention(
+        (rowptr, col, eid), z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed
+    )
+    dtype = accumulator(z.dtype)
+    dy_acc = dy.to(dtype)
+    mean = (dy_acc * y.to(dtype)).sum(2)
+    product = drop * (dy_acc[dst] * z.to(dtype)[src]).sum(2)
+    dlogit = alpha * (product * (1 if mask_on_logit else m) - mean[dst])
+    dreach = dlogit * slope * (m if mask_on_logit else 1)
+    coefficient = alpha * drop * (1 if mask_on_logit else m)
+    dz = _sum_rows(src, coefficient.unsqueeze(2) * dy_acc[dst], z.size(0)).to(z.dtype)
+    da_dst = (dy_acc * slope_y.to(dtype)).sum(2) - mean * slope_sum
+    dmask = s.new_empty(0)
+    if need_dmask:
+        per_head = dlogit * s if mask_on_logit else alpha * product
+        dmask = _by_edge(mask.size(0), ids, per_head if mask.dim() == 2 else per_head.sum(1))
+    return dz, _sum_rows(src, dreach, z.size(0)), da_dst, dmask
+
+
+SUM, SOFTMAX, SOFTMAX_SG, POWER, MAX = range(5)  # the `aggr` of gen
+POWER_LOW, POWER_HIGH = 1e-7, 10.0
+
+
+def _messages(graph, x, edge, weight, bias, mask, keep, eps):
+    """Per slot: (src, dst, ids, exists [S, 1], raw features, r before the relu, r, mask [S, 1], r * mask)."""
+    src, dst, ids = _slots(*graph[:3])
+    dtype = accumulator(x.dtype)
+    exists = _exists(keep, ids, 2)
+    pre, raw = x.to(dtype)[src], None
+    if edge is not None:
+        raw = edge.to(dtype)[ids]
+        pre = pre + (raw if weight is None else raw @ weight.T)
+    if bias is not None:
+        pre = pre + bias
+    r = pre.clamp(min=0) + eps
+    m = pre.new_ones(ids.numel(), 1) if mask is None else mask[ids].unsqueeze(1)
+    return src, dst, ids, exists, raw, pre, r, m, r * m
+
+
+def gen(rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr, eps):
+    """Generalised aggregation of msg_e = (relu(x_j + edge_e) + eps) mask_e: see csrc/ops.h."""
+    _, dst, ids, exists, _, _, _, _, message = _messages((rowptr, col, eid), x, edge, weight, bias, mask, keep, eps)
+    rows, stat = rowptr.numel() - 1, message.new_empty(0)
+    absent = 0 if removed is None else removed.to(message.dtype).unsqueeze(1)
+    if aggr == SUM:
+        y = _sum_rows(dst, _zero_unless(exists, message), rows)
+        y = y if row_scale is None else y * row_scale.unsqueeze(1)
+    elif aggr in (SOFTMAX, SOFTMAX_SG):
+        beta, kept = _softmax_rows(dst, param * message, exists.expand_as(message), rows)
+        stat = kept if removed is None else torch.logaddexp(kept, torch.log(absent))
+        share = torch.where(kept > -torch.inf, torch.exp(kept - stat), 0.0)
+        y = _sum_rows(dst, _zero_unless(exists, beta * message), rows) * share
+    elif aggr == POWER:
+        total = _sum_rows(dst, _zero_unless(exists, message.clamp(POWER_LOW, POWER_HIGH) ** param), rows)
+        mean = (total + absent * POWER_LOW**param) * row_scale.unsqueeze(1)
+        y = torch.where(mean > 0, mean, 1.0) ** (1 / param) * (mean > 0)
+    else:
+        y, arg = _first_largest(dst, ids, message, exists.expand_as(message), rows)
+        if removed is not None:
+            beaten = (absent > 0) & (y < 0)
+            y, arg = torch.where(beaten, 0.0, y), torch.where(beaten, -1, arg)
+        stat = arg.to(col.dtype)
+    return y.to(x.dtype), stat
+
+
+def gen_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, stat, x, edge, weight, bias, mask, keep, param, row_scale, removed,
+            aggr, eps, need_dx, need_dmask, need_dedge, need_dparam, all_edges):  # fmt: skip
+    """(dx, dmask, dedge, dbias, dparam): see csrc/ops.h."""
+    src, dst, ids, exists, raw, pre, r, m, message = _messages((rowptr, col, eid), x, edge, weight, bias, mask, keep, eps)
+    g, out = dy.to(message.dtype)[dst], y.to(message.dtype)[dst]
+    dparam = message.new_zeros(x.size(1)) if need_dparam else message.new_empty(0)
+    gone = torch.zeros_like(message)  # what multiplies r in the mask's gradient of a removed edge
+    if aggr == SUM:
+        dmessage = g if row_scale is None else g * row_scale[dst].unsqueeze(1)
+        gone = dmessage
+    elif aggr in (SOFTMAX, SOFTMAX_SG):
+        beta = _zero_unless(exists, torch.exp(param * message - stat[dst]))
+        slope = 1 + param * (message - out) if aggr == SOFTMAX else 1
+        dmessage = beta * g * slope
+        gone = g * torch.exp(-stat[dst]) * (1 - param * out if aggr == SOFTMAX else 1)
+        if need_dparam and aggr == SOFTMAX:
+            dparam = _zero_unless(exists, g * beta * message * (message - out)).sum(0)
+    elif aggr == POWER:
+        scale = row_scale.unsqueeze(1)
+        clamped = message.clamp(POWER_LOW, POWER_HIGH)
+        inside = (message >= POWER_LOW) & (message <= POWER_HIGH) & (out > 0)
+        safe = torch.where(out > 0, out, 1.0)
+        dmessage = _zero_unless(inside, g * scale[dst] * safe ** (1 - param) * clamped ** (param - 1))
+        if need_dparam:
+            rows, dy_acc = rowptr.numel() - 1, dy.to(message.dtype)
+            q = _zero_unless(exists, clamped**param * scale[dst] * safe**-param * torch.log(clamped))
+            positive = torch.where(y > 0, y.to(message.dtype), 1.0)
+            logs = _sum_rows(dst, q, rows) - torch.log(positive)
+            if removed is not None:
+                low = torch.tensor(POWER_LOW, dtype=message.dtype)
+                logs = logs + removed.unsqueeze(1) * scale * (low / positive) ** param * torch.log(low)
+            dparam = _zero_unless(y > 0, dy_acc * positive / param * logs).sum(0)
+    else:
+        dmessage = _zero_unless(stat[dst].long() == ids.unsqueeze(1), g)
+    dmessage = _zero_unless(exists, dmessage)
+    dpre = _zero_unless(exists & (pre > 0), dmessage * m)
+    dx = _sum_rows(src, dpre, x.size(0)).to(x.dtype) if need_dx else x.new_empty(0)
+    dmask = message.new_empty(0)
+    if need_dmask:
+        per_edge = torch.where(exists, dmessage, gone if all_edges else 0.0) * r
+        dmask = _by_edge(mask.size(0), ids, per_edge.sum(1))
+    dedge, dbias = x.new_empty(0) if weight is None else message.new_empty(0), message.new_empty(0)
+    if need_dedge:
+        dedge = _by_edge(edge.size(0), ids, dpre).to(x.dtype) if weight is None else dpre.T @ _zero_unless(exists, raw)
+        dbias = dbias if bias is None else dpre.sum(0)
+    return dx, dmask, dedge, dbias, dparam
+
+
+def gcn_norm(rowptr, col, eid, colptr, row, ceid, mask, keep, loops, masked):
+    """c_e = d_dst^-1/2 d_src^-1/2 for every edge, c_self = loops/d, and d^-1/2 with 0 where d <= 0."""
+    src, dst, ids = _slots(rowptr, col, eid)
     dtype = torch.float32 if mask is None else mask.dtype
-    ones = torch.ones(src.numel(), dtype=dtype, device=col.device)
-    amount = ones if mask is None or not masked else mask
-    if masked and keep is not None:
-        amount = torch.where(keep, amount, torch.zeros_like(amount))
-    degree = torch.zeros(rowptr.numel() - 1, dtype=dtype, device=col.device).index_add_(0, dst, amount)
-    if add_self_loops:
-        degree = degree + 1
+    amount = torch.ones(ids.numel(), dtype=dtype, device=col.device)
+    if masked:
+        amount = _zero_unless(_exists(keep, ids, 1), amount if mask is None else mask[ids])
+    degree = _sum_rows(dst, amount, rowptr.numel() - 1)
+    if loops is not None:
+        degree = degree + loops
     positive = degree > 0
-    dinv = torch.where(positive, torch.where(positive, degree, torch.ones_like(degree)).rsqrt(), torch.zeros_like(degree))
-    return dinv[dst] * dinv[src], dinv * dinv if add_self_loops else dinv.new_empty(0), dinv
+    dinv = _zero_unless(positive, torch.where(positive, degree, 1.0).rsqrt())
+    c_self = dinv.new_empty(0) if loops is None else dinv * dinv * loops
+    return _by_edge(ids.numel(), ids, dinv[dst] * dinv[src]), c_self, dinv
 
 
-def gcn_norm_bwd(rowptr, col, eid, colptr, row, ceid, dinv, dc, dc_self, keep):
+def gcn_norm_bwd(rowptr, col, eid, colptr, row, ceid, dinv, dc, dc_self, loops, keep):
     """Gradient of the mask through the degrees: -1/2 dinv_i^3 g_i at i = dst(e), g the gradient of dinv."""
-    src, dst = _edges(rowptr, col, eid)
-    g = torch.zeros_like(dinv).index_add_(0, dst, dc * dinv[src]).index_add_(0, src, dc * dinv[dst])
+    src, dst, ids = _slots(rowptr, col, eid)
+    per_slot = dc[ids]
+    g = _sum_rows(dst, per_slot * dinv[src], dinv.numel()) + _sum_rows(src, per_slot * dinv[dst], dinv.numel())
     if dc_self is not None:
-        g = g + 2 * dc_self * dinv
+        g = g + 2 * dc_self * loops * dinv
     dmask = (-0.5 * dinv**3 * g)[dst]
-    return dmask if keep is None else torch.where(keep, dmask, torch.zeros_like(dmask))
+    return _by_edge(dc.numel(), ids, _zero_unless(_exists(keep, ids, 1), dmask))
+
+
+def compact(rowptr, col, eid, colptr, row, ceid, keep, num_kept, renumber):
+    """The kept slots of both sides; ids renumbered by rank, or the caller's."""
+    rank = torch.cumsum(keep, 0) - 1
+
+    def true_places(flags):
+        return torch.nonzero_static(flags, size=num_kept).squeeze(1)
+
+    def side(ptr, other, ids):
+        flags = keep if ids is None else keep[ids.long()]
+        slots = true_places(flags)
+        before = torch.zeros(other.numel() + 1, dtype=torch.int64, device=other.device)
+        torch.cumsum(flags, 0, out=before[1:])
+        named = slots if ids is None else ids[slots].long()
+        if renumber:
+            named = named[:0] if ids is None else rank[named]
+        return before[ptr], other[slots], named.to(other.dtype)
+
+    edge_ids = true_places(keep)
+    return *side(rowptr, col, eid), *side(colptr, row, ceid), edge_ids if renumber else edge_ids[:0].clone()
 
 
 # Elementwise and linear.

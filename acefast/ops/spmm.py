@@ -43,33 +43,20 @@ def spmm(
     acc = checks.accumulator(x.dtype)
     checks.vector("spmm", "weight", weight, (g.num_edges,), acc, g.device)
     checks.vector("spmm", "mask", mask, (g.num_edges,), acc, g.device)
-    checks.vector("spmm", "keep", keep, (g.num_edges,), torch.bool, g.device)
     checks.vector("spmm", "self_weight", self_weight, (g.num_dst,), acc, g.device)
     checks.choice("spmm", "reduce", reduce, ("sum", "mean"))
     checks.choice("spmm", "mask_grad", mask_grad, ("kept", "all"))
     checks.choice("spmm", "pruned", pruned, ("absent", "in_denominator"))
     if self_weight is not None:
         checks.square("spmm", g, "self_weight")
+    arrays, flags = checks.kept_edges("spmm", g, keep, mask_grad == "all")
     row_scale = None
     if reduce == "mean":
-        row_scale = _inverse_count(g, keep if pruned == "absent" else None, acc)
+        count = checks.kept_in_degrees(g, keep if pruned == "absent" else None)
+        row_scale = count.clamp(min=1).to(acc).reciprocal()
     return torch.ops.acefast.spmm(
-        *g.arrays, x.contiguous(), *map(_contiguous, (weight, mask, keep, self_weight)), row_scale, mask_grad == "all"
+        *arrays, *checks.contiguous(x, weight, mask), flags, *checks.contiguous(self_weight), row_scale, mask_grad == "all"
     )
-
-
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
-
-
-def _inverse_count(g: Graph, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """1 / max(number of edges that exist into i, 1), [N_dst]."""
-    count = g.in_degrees()
-    if keep is not None:
-        before = torch.zeros(g.num_edges + 1, dtype=torch.int64, device=g.device)
-        before[1:] = torch.cumsum(keep if g.eid is None else keep[g.eid.long()], 0)
-        count = before[g.rowptr[1:]] - before[g.rowptr[:-1]]
-    return count.clamp(min=1).to(dtype).reciprocal()
 
 
 @torch.library.register_fake("acefast::spmm")

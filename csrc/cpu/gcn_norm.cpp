@@ -18,7 +18,7 @@ void for_rows(const int64_t* ptr, int64_t n, const F& f) {
 
 std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid,
                                             const Tensor& colptr, const Tensor& row, const OptTensor& ceid,
-                                            const OptTensor& mask, const OptTensor& keep, bool add_self_loops,
+                                            const OptTensor& mask, const OptTensor& keep, const OptTensor& loops,
                                             bool masked) {
   const char* op = "gcn_norm";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
@@ -27,7 +27,8 @@ std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& 
   const ScalarType dtype = mask ? mask->scalar_type() : ScalarType::Float;
   check_optional(op, "mask", mask, col, dtype, {g.n_edges});
   check_optional(op, "keep", keep, col, ScalarType::Bool, {g.n_edges});
-  Tensor c = new_output(col, {g.n_edges}, dtype), c_self = new_tensor(col, {add_self_loops ? n : 0}, dtype);
+  check_optional(op, "loops", loops, col, dtype, {n});
+  Tensor c = new_output(col, {g.n_edges}, dtype), c_self = new_tensor(col, {loops ? n : 0}, dtype);
   Tensor dinv = new_tensor(col, {n}, dtype);
   dispatch_acc(op, dtype, [&](auto type) {
     using A = typename decltype(type)::type;
@@ -36,7 +37,8 @@ std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& 
       const A* m = masked ? ptr<A>(mask) : nullptr;
       const uint8_t* kept = masked ? ptr<uint8_t>(keep) : nullptr;
       A* inv = mutable_ptr<A>(dinv);
-      A* self = add_self_loops ? mutable_ptr<A>(c_self) : nullptr;
+      const A* loop = ptr<A>(loops);
+      A* self = loop ? mutable_ptr<A>(c_self) : nullptr;
       A* out = mutable_ptr<A>(c);
       for_rows(side.ptr, n, [&](int64_t i, int64_t s0, int64_t s1) {
         double d = 0;
@@ -48,9 +50,9 @@ std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& 
         } else {
           d = double(s1 - s0);
         }
-        d += add_self_loops ? 1 : 0;
+        if (loop) d += loop[i];
         inv[i] = d > 0 ? A(1 / std::sqrt(d)) : A(0);
-        if (self) self[i] = inv[i] * inv[i];
+        if (self) self[i] = inv[i] * inv[i] * loop[i];
       });
       for_rows(side.ptr, n, [&](int64_t i, int64_t s0, int64_t s1) {
         for (int64_t s = s0; s < s1; ++s) out[side.eid ? int64_t(side.eid[s]) : s] = inv[i] * inv[side.idx[s]];
@@ -62,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& 
 
 Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr,
                     const Tensor& row, const OptTensor& ceid, const Tensor& dinv, const Tensor& dc,
-                    const OptTensor& dc_self, const OptTensor& keep) {
+                    const OptTensor& dc_self, const OptTensor& loops, const OptTensor& keep) {
   const char* op = "gcn_norm_bwd";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   check(g.n_src == g.n_dst, op, "the graph must have as many sources as destinations");
@@ -72,6 +74,8 @@ Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& ei
   check_tensor(op, "dc", dc, col, {g.n_edges});
   check_dtype(op, "dc", dc, dtype);
   check_optional(op, "dc_self", dc_self, col, dtype, {n});
+  check_optional(op, "loops", loops, col, dtype, {n});
+  check(!dc_self || loops, op, "dc_self needs loops");
   check_optional(op, "keep", keep, col, ScalarType::Bool, {g.n_edges});
   Tensor dmask = new_output(col, {g.n_edges}, dtype);
   dispatch_acc(op, dtype, [&](auto type) {
@@ -79,7 +83,7 @@ Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& ei
     dispatch_index(op, g.index_type, [&](auto index) {
       using I = typename decltype(index)::type;
       const auto in = by_destination<I>(g), out = by_source<I>(g);
-      const A *inv = ptr<A>(dinv), *grad = ptr<A>(dc), *grad_self = ptr<A>(dc_self);
+      const A *inv = ptr<A>(dinv), *grad = ptr<A>(dc), *grad_self = ptr<A>(dc_self), *loop = ptr<A>(loops);
       const uint8_t* kept = ptr<uint8_t>(keep);
       A* result = mutable_ptr<A>(dmask);
       std::vector<double> from_out(n);  // the part of g_i that comes from edges out of i
@@ -92,7 +96,7 @@ Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& ei
       for_rows(in.ptr, n, [&](int64_t i, int64_t s0, int64_t s1) {
         double sum = from_out[i];
         for (int64_t s = s0; s < s1; ++s) sum += double(grad[in.eid ? int64_t(in.eid[s]) : s]) * double(inv[in.idx[s]]);
-        if (grad_self) sum += 2 * double(grad_self[i]) * double(inv[i]);
+        if (grad_self) sum += 2 * double(grad_self[i]) * double(loop[i]) * double(inv[i]);
         const A dd = A(-0.5 * double(inv[i]) * double(inv[i]) * double(inv[i]) * sum);
         for (int64_t s = s0; s < s1; ++s) {
           const int64_t e = in.eid ? int64_t(in.eid[s]) : s;
