@@ -143,7 +143,8 @@ inline Tensor none_tensor(const Tensor& like, ScalarType dtype) {
 // ---- the six graph arguments ----
 
 // Borrowed pointers to a checked graph. Indices col, row, eid, ceid are all int32 or all int64 (index_type); eid and
-// ceid are nullptr where a slot's number is the caller's edge id.
+// ceid are nullptr where a slot's number is the caller's edge id. n_edges counts slots; a prepared selection has fewer
+// of them than its per-edge tensors have edges (edge_count).
 struct GraphArgs {
   const int64_t* rowptr;  // [n_dst + 1]
   const void* col;        // [n_edges] source of each CSR slot
@@ -189,6 +190,21 @@ inline GraphArgs graph_args(const char* op, const Tensor& rowptr, const Tensor& 
           colptr.size(0) - 1,
           n_edges,
           index};
+}
+
+// E, the length of the call's per-edge tensors: that of the first one given, the number of slots where there is none.
+// Only a graph that names its edges on both sides, which a prepared selection does, may have fewer slots than edges.
+inline int64_t edge_count(const char* op, const GraphArgs& g, std::initializer_list<const OptTensor*> per_edge) {
+  int64_t n = g.n_edges;
+  for (const OptTensor* t : per_edge) {
+    if (!*t) continue;
+    check((*t)->dim() >= 1, op, "a per-edge tensor must have at least one dimension");
+    n = (*t)->size(0);
+    break;
+  }
+  const bool named = g.n_edges == 0 || (g.eid && g.ceid);  // an empty tensor has no address
+  check(n == g.n_edges || (n > g.n_edges && named), op, "a per-edge tensor has the wrong length");
+  return n;
 }
 
 // An optional tensor of one dtype and shape on like's device.

@@ -160,6 +160,7 @@ inline Plan plan_rows(const int64_t* ptr, int64_t n) {
 
 // Walks the plan. For each batch it sets row0, rows, carry flags and calls run(batch, slot0, slot1), which fills the
 // entries of slots [slot0, slot1) (begin[] too) and calls gather_batch. `setup(batch)` sets pointers once per worker.
+// F: columns of carry. The joined sum of a hub row runs through a batch without slots.
 template <class S, class T, bool ACC, class Setup, class Run>
 void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, const Run& run) {
   using A = acc_t<T>;
@@ -179,6 +180,7 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
     int64_t row = piece.row0, slot = piece.slot0;
     while (row < piece.row1) {
       b.row0 = row;
+      b.carry = nullptr;
       b.carry_in = b.carry_out = false;
       const int64_t row_end = std::min(ptr[row + 1], piece.slot1);
       if (row_end - slot > kBatch || piece.hub >= 0) {  // part of one row
@@ -210,8 +212,7 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
     }
   });
   if (!ACC) return;
-  for (const Plan::Hub& hub :
-       plan.hubs) {  // the sums of a hub's pieces, joined in order, run through a batch without entries
+  for (const Plan::Hub& hub : plan.hubs) {
     A* sum = partial.data() + hub.first * F;
     for (int64_t p = 1; p < hub.count; ++p)
       for (int64_t f = 0; f < F; ++f) sum[f] += sum[p * F + f];
@@ -219,10 +220,9 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
     setup(*b);
     b->row0 = hub.row;
     b->rows = 1;
-    b->begin[0] = b->begin[1] = 0;
     b->carry = sum;
     b->carry_in = true;
-    gather_batch<S, T, true, false>(*b);
+    run(*b, ptr[hub.row + 1], ptr[hub.row + 1]);
   }
 }
 

@@ -35,6 +35,11 @@ void parallel_range(int64_t n, int64_t piece, const F& f) {
   parallel_tasks((n + piece - 1) / piece, [&](int64_t t, int64_t) { f(t * piece, std::min(n, (t + 1) * piece)); });
 }
 
+template <class A>
+void parallel_zero(A* out, int64_t n) {
+  parallel_range(n, int64_t(1) << 16, [&](int64_t begin, int64_t end) { std::fill(out + begin, out + end, A(0)); });
+}
+
 // Cuts rows [0, n) at bounds b[0] = 0 .. b[last] = n so that each piece has about `piece` units of work, where row i
 // costs ptr[i + 1] - ptr[i] + row_cost. A row is never cut here.
 inline std::vector<int64_t> split_rows(const int64_t* ptr, int64_t n, int64_t piece, int64_t row_cost) {

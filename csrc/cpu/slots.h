@@ -5,7 +5,7 @@
 
 namespace acefast {
 
-// One side of a graph: ptr [n + 1], idx [E] the other end of each slot, eid [E] the caller's edge id (nullptr: the slot
+// One side of a graph: ptr [n + 1], idx [S] the other end of each slot, eid [S] the caller's edge id (nullptr: the slot
 // itself).
 template <class I>
 struct Side {
@@ -56,28 +56,29 @@ void fill_slots(B& b, const Side<I>& side, int64_t s0, int64_t s1, int64_t strid
 // Asks for the per-edge values of the slots after [s0, s1), as many: where the caller's order is not the slots', each
 // is a cache miss, which the current batch's work then hides.
 template <class I, class A>
-void prefetch_slots(const Side<I>& side, int64_t s0, int64_t s1, const A* weight, const A* mask, const uint8_t* keep) {
+void prefetch_slots(const Side<I>& side, int64_t s0, int64_t s1, const A* weight, const A* mask, const uint8_t* keep,
+                    int64_t H) {
   if (!side.eid) return;
   const int64_t end = std::min(2 * s1 - s0, side.ptr[side.n]);
   for (int64_t s = s1; s < end; ++s) {
-    const I id = side.eid[s];
-    if (weight) __builtin_prefetch(weight + id);
-    if (mask) __builtin_prefetch(mask + id);
+    const int64_t id = side.eid[s];
+    if (weight) __builtin_prefetch(weight + id * H);
+    if (mask) __builtin_prefetch(mask + id * H);
     if (keep) __builtin_prefetch(keep + id);
   }
 }
 
-// coef = weight[id] * mask[id] * scale[idx], absent factors counting 1.
+// coef = weight[id] * mask[id] * scale[idx] of head h of H, absent factors counting 1. weight and mask [E, H].
 template <class B, class A>
-void fill_coef(B& b, const A* weight, const A* mask, const A* scale) {
+void fill_coef(B& b, const A* weight, const A* mask, const A* scale, int64_t h, int64_t H) {
   const int64_t n = b.begin[b.rows];
   if (weight) {
-    for (int64_t k = 0; k < n; ++k) b.coef[k] = weight[b.id[k]];
+    for (int64_t k = 0; k < n; ++k) b.coef[k] = weight[b.id[k] * H + h];
   } else {
     std::fill(b.coef, b.coef + n, A(1));
   }
   if (mask) {
-    for (int64_t k = 0; k < n; ++k) b.coef[k] *= mask[b.id[k]];
+    for (int64_t k = 0; k < n; ++k) b.coef[k] *= mask[b.id[k] * H + h];
   }
   if (scale) {
     for (int64_t k = 0; k < n; ++k) b.coef[k] *= scale[b.idx[k]];

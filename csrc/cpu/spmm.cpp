@@ -1,9 +1,53 @@
-// spmm and its backward on the CPU: see csrc/ops.h.
+// spmm and its backward on the CPU: see csrc/ops.h. Heads are taken one after the other within a batch of slots.
 #include "cpu/memory.h"
 #include "cpu/slots.h"
 
 namespace acefast {
 namespace {
+
+// Columns per head, heads (1 without them) and length of the per-edge tensors.
+struct Sizes {
+  int64_t F, H, E;
+};
+
+// x [n_src, F] or [n_src, H, F] and what goes with it.
+Sizes check_spmm(const char* op, const GraphArgs& g, const Tensor& col, const Tensor& x, const OptTensor& weight,
+                 const OptTensor& mask, const OptTensor& keep, const OptTensor& self_weight,
+                 const OptTensor& row_scale) {
+  check(x.dim() == 2 || x.dim() == 3, op, "x must have two or three dimensions");
+  const bool heads = x.dim() == 3;
+  const Sizes n{x.size(heads ? 2 : 1), heads ? x.size(1) : 1, edge_count(op, g, {&weight, &mask, &keep})};
+  const ScalarType acc = acc_type(x.scalar_type());
+  if (heads) {
+    check_tensor(op, "x", x, col, {g.n_src, n.H, n.F});
+    check_optional(op, "weight", weight, col, acc, {n.E, n.H});
+    check_optional(op, "mask", mask, col, acc, {n.E, n.H});
+  } else {
+    check_tensor(op, "x", x, col, {g.n_src, n.F});
+    check_optional(op, "weight", weight, col, acc, {n.E});
+    check_optional(op, "mask", mask, col, acc, {n.E});
+  }
+  check_optional(op, "keep", keep, col, ScalarType::Bool, {n.E});
+  check(!self_weight || g.n_src == g.n_dst, op, "self_weight needs as many sources as destinations");
+  check_optional(op, "self_weight", self_weight, col, acc, {g.n_dst});
+  check_optional(op, "row_scale", row_scale, col, acc, {g.n_dst});
+  return n;
+}
+
+// Points a batch at head h of source rows, centers, outputs and carried sums that lie `columns` = H * F apart.
+template <class T>
+struct Heads {
+  const T *src, *center;
+  T* out;
+  int64_t F, H;
+
+  void take(Batch<T, T>& b, int64_t h) const {
+    b.src = b.selfrow = src + h * F;
+    if (center) b.center = center + h * F;
+    if (out) b.out = out + h * F;
+    if (h && b.carry) b.carry += F;
+  }
+};
 
 Tensor spmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row,
             const OptTensor& ceid, const Tensor& x, const OptTensor& weight, const OptTensor& mask,
@@ -11,36 +55,33 @@ Tensor spmm(const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const
             bool /*all_edges: of the backward*/) {
   const char* op = "spmm";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
-  check(x.dim() == 2, op, "x must have two dimensions");
-  const int64_t F = x.size(1);
-  const ScalarType acc = acc_type(x.scalar_type());
-  check_tensor(op, "x", x, col, {g.n_src, F});
-  check_optional(op, "weight", weight, col, acc, {g.n_edges});
-  check_optional(op, "mask", mask, col, acc, {g.n_edges});
-  check_optional(op, "keep", keep, col, ScalarType::Bool, {g.n_edges});
-  check(!self_weight || g.n_src == g.n_dst, op, "self_weight needs as many sources as destinations");
-  check_optional(op, "self_weight", self_weight, col, acc, {g.n_dst});
-  check_optional(op, "row_scale", row_scale, col, acc, {g.n_dst});
-  Tensor y = new_output(x, {g.n_dst, F}, x.scalar_type());
-  dispatch_float(op, x.scalar_type(), [&](auto type) {
+  const auto [F, H, E] = check_spmm(op, g, col, x, weight, mask, keep, self_weight, row_scale);
+  const ScalarType dtype = x.scalar_type();
+  Tensor y = x.dim() == 3 ? new_output(x, {g.n_dst, H, F}, dtype) : new_output(x, {g.n_dst, F}, dtype);
+  dispatch_float(op, dtype, [&, F = F, H = H](auto type) {
     using T = typename decltype(type)::type;
     using A = acc_t<T>;
     dispatch_index(op, g.index_type, [&](auto index) {
       const auto side = by_destination<typename decltype(index)::type>(g);
+      const A *weights = ptr<A>(weight), *masks = ptr<A>(mask);
+      const uint8_t* kept = ptr<uint8_t>(keep);
+      const Heads<T> heads{ptr<T>(x), nullptr, mutable_ptr<T>(y), F, H};
       gather_plan<T, T, true>(
-          side.ptr, side.n, F,
+          side.ptr, side.n, H * F,
           [&](Batch<T, T>& b) {
-            b.src = b.selfrow = ptr<T>(x);
-            b.F = b.stride = F;
-            b.out = mutable_ptr<T>(y);
+            b.F = F;
+            b.stride = H * F;
             b.scale = ptr<A>(row_scale);
             b.self = ptr<A>(self_weight);
           },
           [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
-            fill_slots(b, side, s0, s1, F, ptr<uint8_t>(keep), true);
-            fill_coef<Batch<T, T>, A>(b, ptr<A>(weight), ptr<A>(mask), nullptr);
-            prefetch_slots(side, s0, s1, ptr<A>(weight), ptr<A>(mask), ptr<uint8_t>(keep));
-            gather_batch<T, T, true, false>(b);
+            fill_slots(b, side, s0, s1, H * F, kept, true);
+            prefetch_slots(side, s0, s1, weights, masks, kept, H);
+            for (int64_t h = 0; h < H; ++h) {
+              heads.take(b, h);
+              fill_coef<Batch<T, T>, A>(b, weights, masks, nullptr, h, H);
+              gather_batch<T, T, true, false>(b);
+            }
           });
     });
   });
@@ -70,81 +111,89 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bwd(const Tensor& rowptr, const Tensor& 
                                             const OptTensor& row_scale, bool need_dx, bool need_dcoef, bool all_edges) {
   const char* op = "spmm_bwd";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
-  check(x.dim() == 2, op, "x must have two dimensions");
-  const int64_t F = x.size(1);
+  const auto [F, H, E] = check_spmm(op, g, col, x, weight, mask, keep, self_weight, row_scale);
   const ScalarType dtype = x.scalar_type(), acc = acc_type(dtype);
-  check_tensor(op, "x", x, col, {g.n_src, F});
-  check_tensor(op, "dy", dy, col, {g.n_dst, F});
+  const bool per_head = x.dim() == 3, need_dself = self_weight && need_dcoef;
+  if (per_head)
+    check_tensor(op, "dy", dy, col, {g.n_dst, H, F});
+  else
+    check_tensor(op, "dy", dy, col, {g.n_dst, F});
   check_dtype(op, "dy", dy, dtype);
-  check_optional(op, "weight", weight, col, acc, {g.n_edges});
-  check_optional(op, "mask", mask, col, acc, {g.n_edges});
-  check_optional(op, "keep", keep, col, ScalarType::Bool, {g.n_edges});
-  check(!self_weight || g.n_src == g.n_dst, op, "self_weight needs as many sources as destinations");
-  check_optional(op, "self_weight", self_weight, col, acc, {g.n_dst});
-  check_optional(op, "row_scale", row_scale, col, acc, {g.n_dst});
-  const bool need_dself = self_weight && need_dcoef;
-  Tensor dx = need_dx ? new_output(x, {g.n_src, F}, dtype) : none_tensor(x, dtype);
-  Tensor dcoef = need_dcoef ? new_output(x, {g.n_edges}, acc) : none_tensor(x, acc);
+  Tensor dx = !need_dx ? none_tensor(x, dtype)
+              : per_head ? new_output(x, {g.n_src, H, F}, dtype)
+                         : new_output(x, {g.n_src, F}, dtype);
+  Tensor dcoef = !need_dcoef ? none_tensor(x, acc) : per_head ? new_output(x, {E, H}, acc) : new_output(x, {E}, acc);
   Tensor dself = new_tensor(x, {need_dself ? g.n_src : 0}, acc);
-  dispatch_float(op, dtype, [&](auto type) {
+  dispatch_float(op, dtype, [&, F = F, H = H, E = E](auto type) {
     using T = typename decltype(type)::type;
     using A = acc_t<T>;
-    if (need_dself) self_products(ptr<T>(dy), ptr<T>(x), mutable_ptr<A>(dself), g.n_src, F);
+    if (need_dself) self_products(ptr<T>(dy), ptr<T>(x), mutable_ptr<A>(dself), g.n_src, H * F);
     if (!need_dx && !need_dcoef) return;
     dispatch_index(op, g.index_type, [&](auto index) {
       const auto side = by_source<typename decltype(index)::type>(g);
+      const A *weights = ptr<A>(weight), *masks = ptr<A>(mask), *scale = ptr<A>(row_scale);
       const uint8_t* kept = ptr<uint8_t>(keep);
-      const A* scale = ptr<A>(row_scale);
+      const Heads<T> heads{ptr<T>(dy), ptr<T>(x), need_dx ? mutable_ptr<T>(dx) : nullptr, F, H};
       A* out = need_dcoef ? mutable_ptr<A>(dcoef) : nullptr;
+      if (out && E > g.n_edges) parallel_zero(out, E * H);
       auto setup = [&](Batch<T, T>& b) {
-        b.src = b.selfrow = ptr<T>(dy);
-        b.center = ptr<T>(x);
-        b.F = b.stride = F;
-        b.out = need_dx ? mutable_ptr<T>(dx) : nullptr;
+        b.F = F;
+        b.stride = H * F;
         b.scale = nullptr;
         b.self = ptr<A>(self_weight);
       };
-      auto put_dots = [&](const Batch<T, T>& b) {
+      auto put_dots = [&](const Batch<T, T>& b, int64_t h) {
         const int64_t n = b.begin[b.rows];
         if (scale) {
-          for (int64_t k = 0; k < n; ++k) out[b.id[k]] = scale[b.idx[k]] * b.dot[k];
+          for (int64_t k = 0; k < n; ++k) out[b.id[k] * H + h] = scale[b.idx[k]] * b.dot[k];
         } else {
-          for (int64_t k = 0; k < n; ++k) out[b.id[k]] = b.dot[k];
+          for (int64_t k = 0; k < n; ++k) out[b.id[k] * H + h] = b.dot[k];
+        }
+      };
+      auto dots_only = [&](Batch<T, T>& b) {
+        std::fill(b.coef, b.coef + b.begin[b.rows], A(0));
+        for (int64_t h = 0; h < H; ++h) {
+          b.src = heads.src + h * F;
+          b.center = heads.center + h * F;
+          gather_batch<T, T, false, true>(b);
+          put_dots(b, h);
         }
       };
       auto removed = [&](Batch<T, T>& b, int64_t s0, int64_t s1) {  // the dcoef of removed edges
-        fill_slots(b, side, s0, s1, F, kept, false);
+        fill_slots(b, side, s0, s1, H * F, kept, false);
         if (all_edges) {
-          std::fill(b.coef, b.coef + b.begin[b.rows], A(0));
-          gather_batch<T, T, false, true>(b);
-          put_dots(b);
+          dots_only(b);
         } else {
-          for (int64_t k = 0; k < b.begin[b.rows]; ++k) out[b.id[k]] = 0;
+          for (int64_t k = 0; k < b.begin[b.rows]; ++k) std::fill_n(out + b.id[k] * H, H, A(0));
         }
       };
       if (need_dx && need_dcoef) {
-        gather_plan<T, T, true>(side.ptr, side.n, F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
+        gather_plan<T, T, true>(side.ptr, side.n, H * F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
           if (kept) removed(b, s0, s1);
-          fill_slots(b, side, s0, s1, F, kept, true);
-          fill_coef<Batch<T, T>, A>(b, ptr<A>(weight), ptr<A>(mask), scale);
-          prefetch_slots(side, s0, s1, ptr<A>(weight), ptr<A>(mask), kept);
-          gather_batch<T, T, true, true>(b);
-          put_dots(b);
+          fill_slots(b, side, s0, s1, H * F, kept, true);
+          prefetch_slots(side, s0, s1, weights, masks, kept, H);
+          for (int64_t h = 0; h < H; ++h) {
+            heads.take(b, h);
+            fill_coef<Batch<T, T>, A>(b, weights, masks, scale, h, H);
+            gather_batch<T, T, true, true>(b);
+            put_dots(b, h);
+          }
         });
       } else if (need_dx) {
-        gather_plan<T, T, true>(side.ptr, side.n, F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
-          fill_slots(b, side, s0, s1, F, kept, true);
-          fill_coef<Batch<T, T>, A>(b, ptr<A>(weight), ptr<A>(mask), scale);
-          prefetch_slots(side, s0, s1, ptr<A>(weight), ptr<A>(mask), kept);
-          gather_batch<T, T, true, false>(b);
+        gather_plan<T, T, true>(side.ptr, side.n, H * F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
+          fill_slots(b, side, s0, s1, H * F, kept, true);
+          prefetch_slots(side, s0, s1, weights, masks, kept, H);
+          for (int64_t h = 0; h < H; ++h) {
+            heads.take(b, h);
+            fill_coef<Batch<T, T>, A>(b, weights, masks, scale, h, H);
+            gather_batch<T, T, true, false>(b);
+          }
         });
       } else {
-        gather_plan<T, T, false>(side.ptr, side.n, F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
+        gather_plan<T, T, false>(side.ptr, side.n, H * F, setup, [&](Batch<T, T>& b, int64_t s0, int64_t s1) {
           if (kept) removed(b, s0, s1);
-          fill_slots(b, side, s0, s1, F, kept, true);
-          std::fill(b.coef, b.coef + b.begin[b.rows], A(0));
-          gather_batch<T, T, false, true>(b);
-          put_dots(b);
+          fill_slots(b, side, s0, s1, H * F, kept, true);
+          dots_only(b);
         });
       }
     });
