@@ -6,7 +6,7 @@ import importlib.metadata
 from acefast import ops
 from acefast.csr import CSR
 from acefast.errors import InputError
-from acefast.graph import Graph
+from acefast.graph import Graph, Selection
 from acefast.ops.backend import backend, get_backend, set_backend
 
 __version__ = importlib.metadata.version("acefast")
@@ -15,7 +15,7 @@ __version__ = importlib.metadata.version("acefast")
 _LAZY = {"Ticket": "acefast.pruning.ticket", "find_ticket": "acefast.search", "Run": "acefast.search"}
 _LAZY_MODULES = ("data", "nn", "pruning", "report", "search")
 
-__all__ = ["CSR", "Graph", "InputError", "Ticket", "backend", "find_ticket", "get_backend", "ops", "set_backend"]
+__all__ = ["CSR", "Graph", "InputError", "Selection", "Ticket", "backend", "find_ticket", "get_backend", "ops", "set_backend"]
 
 
 def __getattr__(name: str):

@@ -64,7 +64,7 @@
 //   dz_j = sum over kept e of alpha_e * (mask_on_logit ? 1 : mask_e) * drop_e * dy_i.
 //   dz T, da_src A [n_src, H], da_dst A [n_dst, H], dmask A like mask (a mask [E] collects all heads), 0 where keep is false.
 //
-// gen(graph, x, edge?, weight?, bias?, mask?, keep?, param?, row_scale?, removed?, aggr, eps) -> (y, stat)
+// gen(graph, x, edge?, weight?, bias?, mask?, keep?, param?, row_scale?, removed?, aggr, eps, all_edges) -> (y, stat)
 //   r_e = relu(x_j + edge_e) + eps, msg_e = r_e * mask_e, all in A. x T [n_src, F], mask A [E], keep bool [E].
 //   Without weight, edge T [E, F] is edge_e itself (absent: 0). With weight A [F, D], edge T [E, D] holds raw features and
 //   edge_e = weight edge_e + bias (bias A [F]); the product exists in registers only.

@@ -41,7 +41,7 @@ SCHEMAS = {
     " Tensor a_dst, Tensor? mask, Tensor? keep, bool mask_on_logit, float negative_slope, float dropout, int seed,"
     " bool need_dmask) -> (Tensor, Tensor, Tensor, Tensor)",
     "gen": f"({_GRAPH}, Tensor x, Tensor? edge, Tensor? weight, Tensor? bias, Tensor? mask, Tensor? keep, Tensor? param,"
-    " Tensor? row_scale, Tensor? removed, int aggr, float eps) -> (Tensor, Tensor)",
+    " Tensor? row_scale, Tensor? removed, int aggr, float eps, bool all_edges) -> (Tensor, Tensor)",
     "gen_bwd": f"({_GRAPH}, Tensor dy, Tensor y, Tensor stat, Tensor x, Tensor? edge, Tensor? weight, Tensor? bias,"
     " Tensor? mask, Tensor? keep, Tensor? param, Tensor? row_scale, Tensor? removed, int aggr, float eps, bool need_dx,"
     " bool need_dmask, bool need_dedge, bool need_dparam, bool all_edges) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",

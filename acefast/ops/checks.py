@@ -6,6 +6,7 @@ from torch import Tensor
 from acefast.errors import InputError
 from acefast.graph import Graph, Selection
 from acefast.ops.reference import accumulator as accumulator
+from acefast.ops.reference import num_edges as num_edges
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -12,6 +12,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def num_edges(col: Tensor, *per_edge: Tensor | None) -> int:
+    """E: the length of the per-edge tensors, the number of slots `col` has where there is none."""
+    return next((t.size(0) for t in per_edge if t is not None), col.size(0))
+
+
 # Message passing. A graph is (rowptr, col, eid, colptr, row, ceid); see acefast.graph.Graph. In a prepared selection eid names
 # fewer slots than there are edges.
 
@@ -21,11 +26,6 @@ def _slots(rowptr: Tensor, col: Tensor, eid: Tensor | None) -> tuple[Tensor, Ten
     degree = rowptr[1:] - rowptr[:-1]
     dst = torch.repeat_interleave(torch.arange(degree.numel(), device=col.device), degree, output_size=col.numel())
     return col.long(), dst, torch.arange(col.numel(), device=col.device) if eid is None else eid.long()
-
-
-def _num_edges(col: Tensor, *per_edge: Tensor | None) -> int:
-    """E: the length of the per-edge tensors, the number of slots where there is none."""
-    return next((t.size(0) for t in per_edge if t is not None), col.numel())
 
 
 def _by_edge(num_edges: int, ids: Tensor, values: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def spmm_bwd(rowptr, col, eid, colptr, row, ceid, dy, x, weight, mask, keep, sel
         products = (scaled[dst] * x_acc[src]).sum(-1)
         if not all_edges:
             products = _zero_unless(exists.squeeze(-1), products)
-        dcoef = _by_edge(_num_edges(col, weight, mask, keep), ids, products)
+        dcoef = _by_edge(num_edges(col, weight, mask, keep), ids, products)
         if self_weight is not None:
             dself = (dy_acc * x_acc).flatten(1).sum(1)
     return dx, dcoef, dself
@@ -141,7 +141,7 @@ def spmm_max_bwd(rowptr, col, eid, colptr, row, ceid, dy, arg, x, weight, mask, 
         messages = _zero_unless(_exists(keep, ids, 2), _coefficient(ids, weight, mask, routed) * routed)
         dx = _sum_rows(src, messages, x.size(0)).to(x.dtype)
     if need_dcoef:
-        dcoef = _by_edge(_num_edges(col, weight, mask, keep), ids, (routed * x.to(dtype)[src]).sum(1))
+        dcoef = _by_edge(num_edges(col, weight, mask, keep), ids, (routed * x.to(dtype)[src]).sum(1))
     return dx, dcoef
 
 
@@ -188,7 +188,7 @@ def _attention(graph, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope
     reach = a_dst[dst] + a_src[src]
     slope = torch.where(reach < 0, negative_slope, 1.0).to(reach.dtype)
     s = reach * slope
-    m = s.new_ones(1, 1) if mask is None else mask[ids].reshape(ids.numel(), -1)
+    m = s.new_ones(1, 1) if mask is None else _like(mask[ids], s)
     m = _zero_unless(exists, m.expand(ids.numel(), heads))
     alpha, lse = _softmax_rows(dst, s * m if mask_on_logit else s, exists, rowptr.numel() - 1)
     drop = torch.ones_like(s)
@@ -258,7 +258,8 @@ def _messages(graph, x, edge, weight, bias, mask, keep, eps):
     return src, dst, ids, exists, raw, pre, r, m, r * m
 
 
-def gen(rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr, eps):
+def gen(rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr, eps,
+        all_edges):  # fmt: skip
     """Generalised aggregation of msg_e = (relu(x_j + edge_e) + eps) mask_e: see csrc/ops.h."""
     _, dst, ids, exists, _, _, _, _, message = _messages((rowptr, col, eid), x, edge, weight, bias, mask, keep, eps)
     rows, stat = rowptr.numel() - 1, message.new_empty(0)

@@ -1,9 +1,10 @@
-"""spmm: the masked sparse product, y_i = sum over e: j->i of weight_e mask_e x_j."""
+"""spmm: the masked sparse product, y_i = reduce over e: j->i of weight_e mask_e x_j."""
 
 import torch
 from torch import Tensor
 
-from acefast.graph import Graph
+from acefast.errors import InputError
+from acefast.graph import Graph, Selection
 from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
 
 
@@ -12,7 +13,7 @@ def spmm(
     x: Tensor,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    keep: Tensor | None = None,
+    keep: Tensor | Selection | None = None,
     self_weight: Tensor | None = None,
     reduce: str = "sum",
     mask_grad: str = "kept",
@@ -20,57 +21,78 @@ def spmm(
 ) -> Tensor:
     """Aggregate source rows into destination rows along the kept edges:
 
-        y_i = s_i * sum_{e: j->i, keep_e} weight_e * mask_e * x_j  +  self_weight_i * x_i
+        sum, mean:  y_i = s_i * sum_{e: j->i, keep_e} weight_e * mask_e * x_j  +  self_weight_i * x_i
+        max, min:   y_i = max (min)_{e: j->i, keep_e} weight_e * mask_e * x_j,  per column
 
-    with s_i = 1 for reduce="sum" and 1 / n_i for reduce="mean", n_i the number of edges into i that exist (at least 1):
-    the kept ones for pruned="absent", all of them for pruned="in_denominator". Rows without edges give 0. For sums the
-    two meanings of a pruned edge coincide.
+    with s_i = 1 for the sum and 1 / n_i for the mean, n_i the number of edges into i that exist (at least 1): the kept ones
+    for pruned="absent", all of them for pruned="in_denominator". For sums the two meanings of a pruned edge coincide; for
+    max and min a removed edge "in_denominator" would be a message 0 and is not offered. Rows without edges give 0.
 
     Args:
         g: graph with N_src sources, N_dst destinations, E edges.
-        x: features [N_src, F], float32, float64, float16 or bfloat16; the output has its dtype, sums run in float32
-            (float64 for float64). Differentiable, twice.
-        weight: [E] coefficients, float32 (float64 with float64 x), caller's edge order. Differentiable, twice.
-        mask: [E] like weight; multiplies. Differentiable, twice.
-        keep: [E] bool; an edge with False does not exist in this call.
+        x: features [N_src, F] or, with heads, [N_src, H, F]; float32, float64, float16 or bfloat16; the output has its
+            dtype, sums run in float32 (float64 for float64). Differentiable, for sum and mean twice.
+        weight: [E] coefficients, float32 (float64 with float64 x), caller's edge order. Differentiable as x is.
+        mask: [E] like weight; multiplies. Differentiable as x is. With heads weight and mask are both [E] or both [E, H];
+            [E, H] is for sum and mean.
+        keep: [E] bool, or a prepared `Graph.select`; an edge with False does not exist in this call.
         self_weight: [N], square graphs only; the coefficient of an added self-loop, outside of the mean. Differentiable.
+            Not for max and min.
         mask_grad: "kept" gives removed edges gradient 0; "all" gives a removed edge's mask the derivative it would have
-            if it were kept with its mask at the current coefficients.
-    Returns: y [N_dst, F]. Raises InputError for a wrong shape, dtype, device or option. Bitwise deterministic.
+            if it were kept with its mask at the current coefficients (sum and mean).
+    Of equal extremes the first in the caller's order takes the gradient.
+    Returns: y [N_dst, F] or [N_dst, H, F]. Raises InputError for a wrong shape, dtype, device or option. Bitwise
+    deterministic.
     """
     checks.graph("spmm", g)
-    checks.features("spmm", "x", x, g.num_src, g.device)
-    acc = checks.accumulator(x.dtype)
-    checks.vector("spmm", "weight", weight, (g.num_edges,), acc, g.device)
-    checks.vector("spmm", "mask", mask, (g.num_edges,), acc, g.device)
-    checks.vector("spmm", "self_weight", self_weight, (g.num_dst,), acc, g.device)
-    checks.choice("spmm", "reduce", reduce, ("sum", "mean"))
+    checks.features("spmm", "x", x, g.num_src, g.device, dims=(2, 3))
+    checks.choice("spmm", "reduce", reduce, ("sum", "mean", "max", "min"))
     checks.choice("spmm", "mask_grad", mask_grad, ("kept", "all"))
     checks.choice("spmm", "pruned", pruned, ("absent", "in_denominator"))
+    acc = checks.accumulator(x.dtype)
+    per_head = x.dim() == 3 and any(isinstance(t, Tensor) and t.dim() == 2 for t in (weight, mask))
+    edge_shape = (g.num_edges, x.size(1)) if per_head else (g.num_edges,)
+    checks.vector("spmm", "weight", weight, edge_shape, acc, g.device)
+    checks.vector("spmm", "mask", mask, edge_shape, acc, g.device)
+    checks.vector("spmm", "self_weight", self_weight, (g.num_dst,), acc, g.device)
     if self_weight is not None:
         checks.square("spmm", g, "self_weight")
     arrays, flags = checks.kept_edges("spmm", g, keep, mask_grad == "all")
+    weight, mask, self_weight = checks.contiguous(weight, mask, self_weight)
+    features = x.contiguous() if per_head else x.contiguous().flatten(1)
+    if reduce in ("max", "min"):
+        for name, asked in (
+            ("self_weight", self_weight is not None),
+            ("a mask or weight per head", per_head),
+            ('mask_grad="all"', mask_grad == "all"),
+            ('pruned="in_denominator"', pruned == "in_denominator"),
+        ):
+            if asked:
+                raise InputError(f"spmm: {name} is for reduce sum and mean, got reduce={reduce!r}")
+        y, _ = torch.ops.acefast.spmm_max(*arrays, features, weight, mask, flags, reduce == "max")
+        return y.reshape(g.num_dst, *x.shape[1:])
     row_scale = None
     if reduce == "mean":
         count = checks.kept_in_degrees(g, keep if pruned == "absent" else None)
         row_scale = count.clamp(min=1).to(acc).reciprocal()
-    return torch.ops.acefast.spmm(
-        *arrays, *checks.contiguous(x, weight, mask), flags, *checks.contiguous(self_weight), row_scale, mask_grad == "all"
-    )
+    y = torch.ops.acefast.spmm(*arrays, features, weight, mask, flags, self_weight, row_scale, mask_grad == "all")
+    return y.reshape(g.num_dst, *x.shape[1:])
 
 
 @torch.library.register_fake("acefast::spmm")
 def _(rowptr, col, eid, colptr, row, ceid, x, weight, mask, keep, self_weight, row_scale, all_edges):
-    return x.new_empty(rowptr.size(0) - 1, x.size(1))
+    return x.new_empty(rowptr.size(0) - 1, *x.shape[1:])
 
 
 @torch.library.register_fake("acefast::spmm_bwd")
 def _(rowptr, col, eid, colptr, row, ceid, dy, x, weight, mask, keep, self_weight, row_scale, need_dx, need_dcoef,
       all_edges):  # fmt: skip
     acc = checks.accumulator(x.dtype)
+    edges = checks.num_edges(col, weight, mask, keep)
+    dcoef = (edges, x.size(1)) if x.dim() == 3 else (edges,)
     return (
         torch.empty_like(x) if need_dx else x.new_empty(0),
-        x.new_empty(col.size(0) if need_dcoef else 0, dtype=acc),
+        x.new_empty(dcoef if need_dcoef else 0, dtype=acc),
         x.new_empty(x.size(0) if need_dcoef and self_weight is not None else 0, dtype=acc),
     )
 
@@ -85,7 +107,7 @@ def _product_rule(dcoef, weight, mask, keep, all_edges, need_weight, need_mask):
     dmask = (dcoef if weight is None else dcoef * weight) if need_mask else None
     dweight = (dcoef if mask is None else dcoef * mask) if need_weight else None
     if dweight is not None and all_edges and keep is not None:
-        dweight = torch.where(keep, dweight, 0.0)
+        dweight = torch.where(keep if dweight.dim() == 1 else keep.unsqueeze(1), dweight, 0.0)
     return dweight, dmask
 
 
@@ -132,3 +154,37 @@ def _bwd_backward(ctx, gdx, gdcoef, gdself):
 
 
 torch.library.register_autograd("acefast::spmm_bwd", _bwd_backward, setup_context=_bwd_save)
+
+
+@torch.library.register_fake("acefast::spmm_max")
+def _(rowptr, col, eid, colptr, row, ceid, x, weight, mask, keep, largest):
+    y = x.new_empty(rowptr.size(0) - 1, x.size(1))
+    return y, torch.empty_like(y, dtype=col.dtype)
+
+
+@torch.library.register_fake("acefast::spmm_max_bwd")
+def _(rowptr, col, eid, colptr, row, ceid, dy, arg, x, weight, mask, keep, need_dx, need_dcoef):
+    edges = checks.num_edges(col, weight, mask, keep)
+    dcoef = x.new_empty(edges if need_dcoef else 0, dtype=checks.accumulator(x.dtype))
+    return torch.empty_like(x) if need_dx else x.new_empty(0), dcoef
+
+
+def _max_save(ctx, inputs, output):
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _max_backward(ctx, dy, _):
+    *arrays, x, weight, mask, keep, arg = ctx.saved_tensors
+    need_x, need_weight, need_mask = ctx.needs_input_grad[6:9]
+    dx, dcoef = torch.ops.acefast.spmm_max_bwd(
+        *arrays, dy.contiguous(), arg, x, weight, mask, keep, need_x, need_weight or need_mask
+    )
+    dweight, dmask = _product_rule(dcoef, weight, mask, keep, False, need_weight, need_mask)
+    if dweight is dmask and dmask is not None:
+        dweight = dmask.clone()
+    return *[None] * 6, dx if need_x else None, dweight, dmask, None, None
+
+
+torch.library.register_autograd("acefast::spmm_max", _max_backward, setup_context=_max_save)
