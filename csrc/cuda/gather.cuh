@@ -1,8 +1,8 @@
 // The sparse gather that spmm (forward, and backward to x alone) and masked_linear_csr share:
 //   out_i = out_scale_i * sum over kept slots s of row i of weight_e mask_e slot_scale_j in_j  +  self_weight_i in_i
-// with j = idx[s], e = eid[s]. A warp takes one segment of a row and one block of columns: its lanes read 32 indices and
-// coefficients at once, pack the kept ones in shared memory, and then split into groups that take one edge each, every lane
-// of a group holding VEC x REPEAT columns.
+// with j = idx[s], e = eid[s], and weight and mask per head where rows have heads. A warp takes one segment of a row and one
+// block of a head's columns: its lanes read 32 indices and coefficients at once, pack the kept ones in shared memory, and then
+// split into groups that take one edge each, every lane of a group holding VEC x REPEAT columns.
 #pragma once
 
 #include "common.cuh"
@@ -12,19 +12,20 @@ namespace acefast {
 template <typename TIn, typename TOut, typename A, typename I>
 struct GatherArgs {
   const int64_t* ptr;      // [rows + 1]
-  const I* idx;            // [edges]
-  const I* eid;            // [edges] or nullptr
-  const TIn* in;           // [*, features]
-  TOut* out;               // [rows, features]
-  const A* weight;         // [edges] or nullptr, by edge id
-  const A* mask;           // [edges] or nullptr, by edge id
-  const bool* keep;        // [edges] or nullptr, by edge id
+  const I* idx;            // [slots]
+  const I* eid;            // [slots] or nullptr
+  const TIn* in;           // [*, heads, features]
+  TOut* out;               // [rows, heads, features]
+  const A* weight;         // [., heads] or nullptr, by edge id
+  const A* mask;           // [., heads] or nullptr, by edge id
+  const bool* keep;        // by edge id, or nullptr
   const A* slot_scale;     // by idx, or nullptr
   const A* out_scale;      // [rows] or nullptr
   const A* self_weight;    // [rows] or nullptr
-  A* partial;              // [2 * pieces, features]
-  int64_t rows, edges, features, pieces;
-  int64_t column_blocks;
+  A* partial;              // [2 * pieces, heads, features]
+  int64_t rows, slots, features, pieces;
+  int64_t column_blocks;   // of a head
+  int64_t heads = 1;
   int group;               // lanes that share an edge: a power of two up to 32
 };
 
@@ -90,10 +91,11 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
   ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
-  const int64_t items = (2 * a.pieces + a.rows) * a.column_blocks;
+  const int64_t width = a.heads * a.features, blocks = a.heads * a.column_blocks;
+  const int64_t items = (2 * a.pieces + a.rows) * blocks;
   for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
-    const int64_t block = item % a.column_blocks;
-    const Segment seg = segment_of(item / a.column_blocks, a.ptr, a.rows, a.edges, a.pieces);
+    const int64_t head = a.heads == 1 ? 0 : item % blocks / a.column_blocks, block = item % a.column_blocks;
+    const Segment seg = segment_of(item / blocks, a.ptr, a.rows, a.slots, a.pieces);
     if (seg.partial >= 0 && seg.begin == seg.end) continue;
     A acc[R * VEC] = {};
     for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
@@ -106,8 +108,8 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
         live = !a.keep || a.keep[e];
         if (live) {
           j = a.idx[slot];
-          if (a.weight) coef *= a.weight[e];
-          if (a.mask) coef *= a.mask[e];
+          if (a.weight) coef *= a.weight[e * a.heads + head];
+          if (a.mask) coef *= a.mask[e * a.heads + head];
           if (a.slot_scale) coef *= a.slot_scale[j];
         }
       }
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
         for (int u = 0; u < kUnroll; ++u) {
           const int edge = k + u * groups;
           if (edge < count) {
-            const TIn* source = a.in + static_cast<int64_t>(shared_index[warp][edge]) * a.features;
+            const TIn* source = a.in + static_cast<int64_t>(shared_index[warp][edge]) * width + head * a.features;
 #pragma unroll
             for (int r = 0; r < R; ++r) {
               const int64_t c = column_of<VEC>(block, r, in_group, group);
@@ -159,10 +161,11 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
     for (int r = 0; r < R; ++r) {
       const int64_t c = column_of<VEC>(block, r, in_group, group);
       if (c >= a.features) continue;
+      const int64_t at = head * a.features + c;
       if (seg.partial >= 0) {
-        for (int v = 0; v < VEC; ++v) a.partial[seg.partial * a.features + c + v] = acc[r * VEC + v];
+        for (int v = 0; v < VEC; ++v) a.partial[seg.partial * width + at + v] = acc[r * VEC + v];
       } else {
-        finish_columns<TIn, TOut, A, VEC>(a.self_weight ? a.in + seg.row * a.features : nullptr, a.out + seg.row * a.features, c,
+        finish_columns<TIn, TOut, A, VEC>(a.self_weight ? a.in + seg.row * width : nullptr, a.out + seg.row * width, at,
                                           acc + r * VEC, a.out_scale ? a.out_scale[seg.row] : A(1),
                                           a.self_weight ? a.self_weight[seg.row] : A(0));
       }
@@ -198,15 +201,16 @@ __global__ void __launch_bounds__(kThreads)
 // Launches the gather and, where rows can be long, the join. `like` gives the device of the partial sums.
 template <typename TIn, typename TOut, typename A, typename I>
 void launch_gather(GatherArgs<TIn, TOut, A, I> a, const Tensor& like, const DeviceScope& scope) {
-  if (a.rows == 0 || a.features == 0) return;
-  a.pieces = num_pieces(a.edges);
-  const Tensor partial = new_tensor(like, {2 * a.pieces, a.features}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  if (a.rows == 0 || a.heads * a.features == 0) return;
+  a.pieces = num_pieces(a.slots);
+  const int64_t width = a.heads * a.features;
+  const Tensor partial = new_tensor(like, {2 * a.pieces, width}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
   a.partial = mutable_ptr<A>(partial);
   const auto run = [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
     a.column_blocks = column_blocks(a.features, a.group, VEC);
-    ACEFAST_LAUNCH((spmm_fwd_kernel<TIn, TOut, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * a.column_blocks, kWarpsPerBlock),
+    ACEFAST_LAUNCH((spmm_fwd_kernel<TIn, TOut, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * a.heads * a.column_blocks, kWarpsPerBlock),
                    kThreads, 0, scope.stream(), a);
   };
   constexpr int kVec = 16 / sizeof(TIn);
@@ -216,9 +220,9 @@ void launch_gather(GatherArgs<TIn, TOut, A, I> a, const Tensor& like, const Devi
     run(std::integral_constant<int, 1>{});
   }
   if (a.pieces > 0) {
-    const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(a.features, kWarp);
+    const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(width, kWarp);
     ACEFAST_LAUNCH((spmm_join_kernel<TIn, TOut, A>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.rows,
-                   a.features, a.partial, a.in, a.out, a.out_scale, a.self_weight);
+                   width, a.partial, a.in, a.out, a.out_scale, a.self_weight);
   }
 }
 

@@ -57,15 +57,16 @@ __device__ __forceinline__ A row_total(const int64_t* ptr, const A* total, const
   return partial && end - begin > kPiece ? join_pieces(partial, begin, end) : total[row];
 }
 
-// dinv = d^-1/2 where d > 0, else 0; d is the row's sum (total) or its number of slots, plus `loops`.
+// dinv = d^-1/2 where d > 0, else 0; d is the row's sum (total) or its number of slots, plus loops; c_self = dinv^2 loops.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    gcn_norm_dinv_kernel(const int64_t* ptr, const A* total, const A* partial, A loops, A* dinv, A* c_self, int64_t rows) {
+    gcn_norm_dinv_kernel(const int64_t* ptr, const A* total, const A* partial, const A* loops, A* dinv, A* c_self, int64_t rows) {
   for (int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x; row < rows; row += int64_t{gridDim.x} * kThreads) {
-    const A degree = loops + (total ? row_total(ptr, total, partial, row) : static_cast<A>(ptr[row + 1] - ptr[row]));
+    A degree = total ? row_total(ptr, total, partial, row) : static_cast<A>(ptr[row + 1] - ptr[row]);
+    if (loops) degree += loops[row];
     const A inverse = degree > 0 ? A(1) / sqrt(degree) : A(0);
     dinv[row] = inverse;
-    if (c_self) c_self[row] = inverse * inverse;
+    if (loops) c_self[row] = inverse * inverse * loops[row];
   }
 }
 
@@ -92,11 +93,11 @@ __global__ void __launch_bounds__(kThreads)
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
     gcn_norm_bwd_degree_kernel(const int64_t* rowptr, const A* into, const A* into_partial, const int64_t* colptr, const A* out_of,
-                               const A* out_partial, const A* dinv, const A* dc_self, A* dd, int64_t rows) {
+                               const A* out_partial, const A* dinv, const A* dc_self, const A* loops, A* dd, int64_t rows) {
   for (int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x; row < rows; row += int64_t{gridDim.x} * kThreads) {
     const A inverse = dinv[row];
     A g = row_total(rowptr, into, into_partial, row) + row_total(colptr, out_of, out_partial, row);
-    if (dc_self) g += A(2) * dc_self[row] * inverse;
+    if (dc_self) g += A(2) * dc_self[row] * loops[row] * inverse;
     dd[row] = A(-0.5) * inverse * inverse * inverse * g;
   }
 }
@@ -131,64 +132,68 @@ void launch_gcn_norm_edges(const GraphArgs& g, const A* by_row, const A* by_col,
 }
 
 template <typename A, typename I>
-void launch_gcn_norm_fwd(const GraphArgs& g, const OptTensor& mask, const OptTensor& keep, bool add_self_loops, bool masked,
+void launch_gcn_norm_fwd(const GraphArgs& g, const OptTensor& mask, const OptTensor& keep, const OptTensor& loops, bool masked,
                          const Tensor& c, const Tensor& c_self, const Tensor& dinv, const DeviceScope& scope) {
   if (g.n_dst == 0) return;
   std::optional<RowSums<A>> sums;
   if (masked && (mask || keep))
     sums = launch_gcn_norm_sum<A, I>(g.rowptr, g.col, g.eid, ptr<A>(mask), ptr<bool>(keep), nullptr, g.n_dst, g.n_edges, c, scope);
   ACEFAST_LAUNCH((gcn_norm_dinv_kernel<A>), grid_of(g.n_dst, kThreads), kThreads, 0, scope.stream(), g.rowptr,
-                 sums ? sums->totals() : nullptr, sums ? sums->partials() : nullptr, A(add_self_loops ? 1 : 0),
-                 mutable_ptr<A>(dinv), add_self_loops ? mutable_ptr<A>(c_self) : nullptr, g.n_dst);
+                 sums ? sums->totals() : nullptr, sums ? sums->partials() : nullptr, ptr<A>(loops), mutable_ptr<A>(dinv),
+                 mutable_ptr<A>(c_self), g.n_dst);
   launch_gcn_norm_edges<A, I>(g, ptr<A>(dinv), ptr<A>(dinv), nullptr, mutable_ptr<A>(c), scope);
 }
 
 template <typename A, typename I>
-void launch_gcn_norm_bwd(const GraphArgs& g, const Tensor& dinv, const Tensor& dc, const OptTensor& dc_self, const OptTensor& keep,
-                         const Tensor& dmask, const DeviceScope& scope) {
+void launch_gcn_norm_bwd(const GraphArgs& g, const Tensor& dinv, const Tensor& dc, const OptTensor& dc_self,
+                         const OptTensor& loops, const OptTensor& keep, const Tensor& dmask, const DeviceScope& scope) {
   if (g.n_edges == 0) return;
   const auto into = launch_gcn_norm_sum<A, I>(g.rowptr, g.col, g.eid, ptr<A>(dc), nullptr, ptr<A>(dinv), g.n_dst, g.n_edges, dc, scope);
   const auto out_of = launch_gcn_norm_sum<A, I>(g.colptr, g.row, g.ceid, ptr<A>(dc), nullptr, ptr<A>(dinv), g.n_src, g.n_edges, dc, scope);
   const Tensor dd = new_tensor(dc, {g.n_dst}, dc.scalar_type());
   ACEFAST_LAUNCH((gcn_norm_bwd_degree_kernel<A>), grid_of(g.n_dst, kThreads), kThreads, 0, scope.stream(), g.rowptr, into.totals(),
-                 into.partials(), g.colptr, out_of.totals(), out_of.partials(), ptr<A>(dinv), ptr<A>(dc_self), mutable_ptr<A>(dd),
-                 g.n_dst);
+                 into.partials(), g.colptr, out_of.totals(), out_of.partials(), ptr<A>(dinv), ptr<A>(dc_self), ptr<A>(loops),
+                 mutable_ptr<A>(dd), g.n_dst);
   launch_gcn_norm_edges<A, I>(g, ptr<A>(dd), nullptr, ptr<bool>(keep), mutable_ptr<A>(dmask), scope);
 }
 
 std::tuple<Tensor, Tensor, Tensor> gcn_norm(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row, OptTensor ceid,
-                                            OptTensor mask, OptTensor keep, bool add_self_loops, bool masked) {
+                                            OptTensor mask, OptTensor keep, OptTensor loops, bool masked) {
   const GraphArgs g = graph_args("gcn_norm", rowptr, col, eid, colptr, row, ceid);
   check(g.n_dst == g.n_src, "gcn_norm", "the graph must be square");
   const ScalarType dtype = mask ? mask->scalar_type() : ScalarType::Float;
   check_optional("gcn_norm", "mask", mask, col, dtype, {g.n_edges});
   check_optional("gcn_norm", "keep", keep, col, ScalarType::Bool, {g.n_edges});
+  check_optional("gcn_norm", "loops", loops, col, dtype, {g.n_dst});
   const DeviceScope scope(col);
-  const Tensor c = new_tensor(col, {g.n_edges}, dtype), c_self = new_tensor(col, {add_self_loops ? g.n_dst : 0}, dtype);
+  const Tensor c = new_tensor(col, {g.n_edges}, dtype), c_self = new_tensor(col, {loops ? g.n_dst : 0}, dtype);
   const Tensor dinv = new_tensor(col, {g.n_dst}, dtype);
   dispatch_acc("gcn_norm", dtype, [&](auto t) {
     dispatch_index("gcn_norm", g.index_type, [&](auto i) {
-      launch_gcn_norm_fwd<typename decltype(t)::type, typename decltype(i)::type>(g, mask, keep, add_self_loops, masked, c, c_self,
-                                                                                  dinv, scope);
+      launch_gcn_norm_fwd<typename decltype(t)::type, typename decltype(i)::type>(g, mask, keep, loops, masked, c, c_self, dinv,
+                                                                                  scope);
     });
   });
   return {c, c_self, dinv};
 }
 
 Tensor gcn_norm_bwd(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row, OptTensor ceid, Tensor dinv, Tensor dc,
-                    OptTensor dc_self, OptTensor keep) {
+                    OptTensor dc_self, OptTensor loops, OptTensor keep) {
   const GraphArgs g = graph_args("gcn_norm_bwd", rowptr, col, eid, colptr, row, ceid);
   check(g.n_dst == g.n_src, "gcn_norm_bwd", "the graph must be square");
   check_tensor("gcn_norm_bwd", "dinv", dinv, col, {g.n_dst});
   check_tensor("gcn_norm_bwd", "dc", dc, col, {g.n_edges});
   check_dtype("gcn_norm_bwd", "dc", dc, dinv.scalar_type());
   check_optional("gcn_norm_bwd", "dc_self", dc_self, col, dinv.scalar_type(), {g.n_dst});
+  check_optional("gcn_norm_bwd", "loops", loops, col, dinv.scalar_type(), {g.n_dst});
+  check(!dc_self || loops, "gcn_norm_bwd", "dc_self needs loops");
   check_optional("gcn_norm_bwd", "keep", keep, col, ScalarType::Bool, {g.n_edges});
   const DeviceScope scope(col);
   const Tensor dmask = new_tensor(dc, {g.n_edges}, dc.scalar_type());
   dispatch_acc("gcn_norm_bwd", dc.scalar_type(), [&](auto t) {
     dispatch_index("gcn_norm_bwd", g.index_type, [&](auto i) {
-      launch_gcn_norm_bwd<typename decltype(t)::type, typename decltype(i)::type>(g, dinv, dc, dc_self, keep, dmask, scope);
+      launch_gcn_norm_bwd<typename decltype(t)::type, typename decltype(i)::type>(g, dinv, dc, dc_self, loops, keep, dmask,
+                                                                                  scope);
     });
   });
   return dmask;

@@ -76,7 +76,7 @@ void launch_sparse_product(const Sparse& x, const TIn* in, TOut* out, int64_t fe
   a.out = out;
   a.weight = ptr<A>(x.value);
   a.rows = x.rows;
-  a.edges = x.entries;
+  a.slots = x.entries;
   a.features = features;
   launch_gather(a, like, scope);
 }

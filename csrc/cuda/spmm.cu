@@ -4,6 +4,14 @@
 namespace acefast {
 namespace {
 
+int64_t heads_of(const Tensor& x) { return x.dim() == 3 ? x.size(1) : 1; }
+
+// An uninitialised tensor of x's shape with another number of rows.
+Tensor new_rows(const Tensor& x, int64_t rows) {
+  if (x.dim() == 3) return new_tensor(x, {rows, x.size(1), x.size(2)}, x.scalar_type());
+  return new_tensor(x, {rows, x.size(1)}, x.scalar_type());
+}
+
 template <typename T, typename I>
 void launch_spmm_fwd(const GraphArgs& g, const Tensor& x, const OptTensor& weight, const OptTensor& mask, const OptTensor& keep,
                      const OptTensor& self_weight, const OptTensor& row_scale, const Tensor& y, const DeviceScope& scope) {
@@ -20,31 +28,41 @@ void launch_spmm_fwd(const GraphArgs& g, const Tensor& x, const OptTensor& weigh
   a.out_scale = ptr<A>(row_scale);
   a.self_weight = ptr<A>(self_weight);
   a.rows = g.n_dst;
-  a.edges = g.n_edges;
-  a.features = x.size(1);
+  a.slots = g.n_edges;
+  a.heads = heads_of(x);
+  a.features = x.size(x.dim() - 1);
   launch_gather(a, x, scope);
 }
 
-void check_spmm(const char* op, const GraphArgs& g, const Tensor& x, const OptTensor& weight, const OptTensor& mask,
-                const OptTensor& keep, const OptTensor& self_weight, const OptTensor& row_scale) {
+// Checks the tensors of a call and returns E, the length of the per-edge ones.
+int64_t check_spmm(const char* op, const GraphArgs& g, const Tensor& col, const Tensor& x, const OptTensor& weight,
+                   const OptTensor& mask, const OptTensor& keep, const OptTensor& self_weight, const OptTensor& row_scale) {
   const ScalarType acc = acc_type(x.scalar_type());
-  check(x.dim() == 2, op, "x must have two dimensions");
-  check_tensor(op, "x", x, x, {g.n_src, x.size(1)});
-  check_optional(op, "weight", weight, x, acc, {g.n_edges});
-  check_optional(op, "mask", mask, x, acc, {g.n_edges});
-  check_optional(op, "keep", keep, x, ScalarType::Bool, {g.n_edges});
+  check_tensor(op, "col", col, x, {g.n_edges});
+  const int64_t edges = edge_count(op, g, {&weight, &mask, &keep});
+  if (x.dim() == 3) {
+    check_tensor(op, "x", x, x, {g.n_src, x.size(1), x.size(2)});
+    check_optional(op, "weight", weight, x, acc, {edges, x.size(1)});
+    check_optional(op, "mask", mask, x, acc, {edges, x.size(1)});
+  } else {
+    check(x.dim() == 2, op, "x must have two or three dimensions");
+    check_tensor(op, "x", x, x, {g.n_src, x.size(1)});
+    check_optional(op, "weight", weight, x, acc, {edges});
+    check_optional(op, "mask", mask, x, acc, {edges});
+  }
+  check_optional(op, "keep", keep, x, ScalarType::Bool, {edges});
   check_optional(op, "self_weight", self_weight, x, acc, {g.n_dst});
   check_optional(op, "row_scale", row_scale, x, acc, {g.n_dst});
   check(!self_weight || g.n_dst == g.n_src, op, "self_weight needs a square graph");
+  return edges;
 }
 
 Tensor spmm(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row, OptTensor ceid, Tensor x, OptTensor weight,
             OptTensor mask, OptTensor keep, OptTensor self_weight, OptTensor row_scale, bool) {
   const GraphArgs g = graph_args("spmm", rowptr, col, eid, colptr, row, ceid);
-  check_tensor("spmm", "col", col, x, {g.n_edges});
-  check_spmm("spmm", g, x, weight, mask, keep, self_weight, row_scale);
+  check_spmm("spmm", g, col, x, weight, mask, keep, self_weight, row_scale);
   const DeviceScope scope(x);
-  const Tensor y = new_tensor(x, {g.n_dst, x.size(1)}, x.scalar_type());
+  const Tensor y = new_rows(x, g.n_dst);
   dispatch_float("spmm", x.scalar_type(), [&](auto t) {
     dispatch_index("spmm", g.index_type, [&](auto i) {
       launch_spmm_fwd<typename decltype(t)::type, typename decltype(i)::type>(g, x, weight, mask, keep, self_weight, row_scale, y,
@@ -57,26 +75,26 @@ Tensor spmm(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row,
 template <typename T, typename A, typename I>
 struct SpmmBwdArgs {
   const int64_t* ptr;  // colptr [n_src + 1]
-  const I* row;        // [edges] destination of each CSC slot
-  const I* ceid;       // [edges] or nullptr
-  const T* dy;         // [n_dst, features]
-  const T* x;          // [n_src, features]
-  T* dx;               // [n_src, features] or nullptr
-  A* dcoef;            // [edges], caller's order
+  const I* row;        // [slots] destination of each CSC slot
+  const I* ceid;       // [slots] or nullptr
+  const T* dy;         // [n_dst, heads, features]
+  const T* x;          // [n_src, heads, features]
+  T* dx;               // [n_src, heads, features] or nullptr
+  A* dcoef;            // [E, heads], caller's order
   A* dself;            // [n_src] or nullptr
-  const A* weight;
-  const A* mask;
+  const A* weight;     // [E, heads]
+  const A* mask;       // [E, heads]
   const bool* keep;
   const A* self_weight;
   const A* row_scale;
-  A* partial;  // [2 * pieces, features], with dx
-  int64_t columns, edges, features, pieces;
+  A* partial;  // [2 * pieces, heads, features], with dx
+  int64_t columns, slots, heads, features, pieces;
   int group;
   bool all_edges;
 };
 
-// dcoef_e = row_scale_i <dy_i, x_j> and, where dx is asked for, dx_j: one warp per segment of a source's edges. Blocks of
-// columns come one after the other in the same warp, which adds up an edge's dcoef in the lane that owns it.
+// dcoef_e = row_scale_i <dy_i, x_j> and, where dx is asked for, dx_j: one warp per segment of a source's edges. Heads
+// and blocks of columns come one after the other in the same warp, which adds up an edge's dcoef in the lane that owns it.
 template <typename T, typename A, typename I, int VEC>
 __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
@@ -87,21 +105,22 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
   ACEFAST_SHARED(shared_kept, bool, [kWarpsPerBlock][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
-  const int64_t blocks = (a.features + group * R * VEC - 1) / (group * R * VEC);
+  const int64_t blocks = (a.features + group * R * VEC - 1) / (group * R * VEC), width = a.heads * a.features;
   const int64_t items = 2 * a.pieces + a.columns;
   for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
-    const Segment seg = segment_of(item, a.ptr, a.columns, a.edges, a.pieces);
+    const Segment seg = segment_of(item, a.ptr, a.columns, a.slots, a.pieces);
     const bool own_row = item >= 2 * a.pieces;
     if (!own_row && seg.begin == seg.end) continue;
     A self_dot = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t head_block = 0; head_block < a.heads * blocks; ++head_block) {
+      const int64_t head = a.heads == 1 ? 0 : head_block / blocks, block = head_block - head * blocks;
       A acc[R * VEC] = {};
       A mine[R * VEC] = {};  // this lane's columns of x_j
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         const int64_t c = column_of<VEC>(block, r, in_group, group);
         if (c < a.features) {
-          const Pack<T, VEC> pack = load_pack<VEC>(a.x + seg.row * a.features + c);
+          const Pack<T, VEC> pack = load_pack<VEC>(a.x + seg.row * width + head * a.features + c);
 #pragma unroll
           for (int v = 0; v < VEC; ++v) mine[r * VEC + v] = to_acc(pack.v[v]);
         }
@@ -116,15 +135,15 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
           e = a.ceid ? static_cast<int64_t>(a.ceid[slot]) : slot;
           kept = !a.keep || a.keep[e];
           visit = kept || a.all_edges;
-          if (!visit && block == 0) a.dcoef[e] = 0;
+          if (!visit && block == 0) a.dcoef[e * a.heads + head] = 0;
         }
         const unsigned visited = __ballot_sync(kFullMask, visit);
         if (visit) {
           i = a.row[slot];
           const A scale = a.row_scale ? a.row_scale[i] : A(1);
           A coef = scale;
-          if (a.dx && a.weight) coef *= a.weight[e];
-          if (a.dx && a.mask) coef *= a.mask[e];
+          if (a.dx && a.weight) coef *= a.weight[e * a.heads + head];
+          if (a.dx && a.mask) coef *= a.mask[e * a.heads + head];
           const int rank = __popc(visited & lanes_below(lane));
           shared_index[warp][rank] = i;
           shared_id[warp][rank] = static_cast<I>(e);
@@ -142,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
           for (int u = 0; u < kUnroll; ++u) {
             const int edge = turn + my_group + u * groups;
             if (edge < count) {
-              const T* source = a.dy + static_cast<int64_t>(shared_index[warp][edge]) * a.features;
+              const T* source = a.dy + static_cast<int64_t>(shared_index[warp][edge]) * width + head * a.features;
 #pragma unroll
               for (int r = 0; r < R; ++r) {
                 const int64_t c = column_of<VEC>(block, r, in_group, group);
@@ -173,7 +192,7 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
           sum_edges(dot, group, in_group, [&](int u, A total) {
             const int edge = turn + my_group + u * groups;
             if (edge >= count) return;
-            A* target = a.dcoef + static_cast<int64_t>(shared_id[warp][edge]);
+            A* target = a.dcoef + static_cast<int64_t>(shared_id[warp][edge]) * a.heads + head;
             const A part = shared_scale[warp][edge] * total;
             *target = block == 0 ? part : *target + part;
           });
@@ -191,18 +210,19 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
       for (int r = 0; r < R; ++r) {
         const int64_t c = column_of<VEC>(block, r, in_group, group);
         if (c >= a.features) continue;
-        const T* own_dy = a.self_weight ? a.dy + seg.row * a.features : nullptr;
+        const int64_t at = head * a.features + c;
+        const T* own_dy = a.self_weight ? a.dy + seg.row * width : nullptr;
         if (own_row && a.dself) {
-          const Pack<T, VEC> pack = load_pack<VEC>(own_dy + c);
+          const Pack<T, VEC> pack = load_pack<VEC>(own_dy + at);
 #pragma unroll
           for (int v = 0; v < VEC; ++v) self_dot += to_acc(pack.v[v]) * mine[r * VEC + v];
         }
         if (!a.dx) continue;
         if (seg.partial < 0) {
-          finish_columns<T, T, A, VEC>(own_dy, a.dx + seg.row * a.features, c, acc + r * VEC, A(1),
+          finish_columns<T, T, A, VEC>(own_dy, a.dx + seg.row * width, at, acc + r * VEC, A(1),
                                        a.self_weight ? a.self_weight[seg.row] : A(0));
         } else if (!own_row) {
-          for (int v = 0; v < VEC; ++v) a.partial[seg.partial * a.features + c + v] = acc[r * VEC + v];
+          for (int v = 0; v < VEC; ++v) a.partial[seg.partial * width + at + v] = acc[r * VEC + v];
         }
       }
     }
@@ -215,8 +235,8 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
 
 template <typename T, typename I>
 void launch_spmm_bwd_edges(const GraphArgs& g, const Tensor& dy, const Tensor& x, const OptTensor& weight, const OptTensor& mask,
-                           const OptTensor& keep, const OptTensor& self_weight, const OptTensor& row_scale, bool all_edges,
-                           const Tensor& dx, const Tensor& dcoef, const Tensor& dself, const DeviceScope& scope) {
+                           const OptTensor& keep, const OptTensor& self_weight, const OptTensor& row_scale, bool need_dx,
+                           bool all_edges, const Tensor& dx, const Tensor& dcoef, const Tensor& dself, const DeviceScope& scope) {
   using A = acc_t<T>;
   SpmmBwdArgs<T, A, I> a{};
   a.ptr = g.colptr;
@@ -224,7 +244,7 @@ void launch_spmm_bwd_edges(const GraphArgs& g, const Tensor& dy, const Tensor& x
   a.ceid = static_cast<const I*>(g.ceid);
   a.dy = ptr<T>(dy);
   a.x = ptr<T>(x);
-  a.dx = dx.dim() == 2 ? mutable_ptr<T>(dx) : nullptr;
+  a.dx = need_dx ? mutable_ptr<T>(dx) : nullptr;
   a.dcoef = mutable_ptr<A>(dcoef);
   a.dself = self_weight ? mutable_ptr<A>(dself) : nullptr;
   a.weight = ptr<A>(weight);
@@ -233,11 +253,12 @@ void launch_spmm_bwd_edges(const GraphArgs& g, const Tensor& dy, const Tensor& x
   a.self_weight = ptr<A>(self_weight);
   a.row_scale = ptr<A>(row_scale);
   a.columns = g.n_src;
-  a.edges = g.n_edges;
-  a.features = x.size(1);
-  a.pieces = num_pieces(a.edges);
+  a.slots = g.n_edges;
+  a.heads = heads_of(x);
+  a.features = x.size(x.dim() - 1);
+  a.pieces = num_pieces(a.slots);
   a.all_edges = all_edges;
-  const Tensor partial = new_tensor(x, {a.dx ? 2 * a.pieces : 0, a.features}, dcoef.scalar_type());
+  const Tensor partial = new_tensor(x, {a.dx ? 2 * a.pieces : 0, a.heads * a.features}, dcoef.scalar_type());
   a.partial = mutable_ptr<A>(partial);
   const auto run = [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
@@ -252,9 +273,9 @@ void launch_spmm_bwd_edges(const GraphArgs& g, const Tensor& dy, const Tensor& x
     run(std::integral_constant<int, 1>{});
   }
   if (a.dx && a.pieces > 0) {
-    const int64_t items = ceil_div(a.columns, kWarp) * ceil_div(a.features, kWarp);
+    const int64_t items = ceil_div(a.columns, kWarp) * ceil_div(a.heads * a.features, kWarp);
     ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.columns,
-                   a.features, a.partial, a.dy, a.dx, static_cast<const A*>(nullptr), a.self_weight);
+                   a.heads * a.features, a.partial, a.dy, a.dx, static_cast<const A*>(nullptr), a.self_weight);
   }
 }
 
@@ -276,8 +297,9 @@ void launch_spmm_bwd_dx(const GraphArgs& g, const Tensor& dy, const OptTensor& w
   a.slot_scale = ptr<A>(row_scale);
   a.self_weight = ptr<A>(self_weight);
   a.rows = g.n_src;
-  a.edges = g.n_edges;
-  a.features = dy.size(1);
+  a.slots = g.n_edges;
+  a.heads = heads_of(dy);
+  a.features = dy.size(dy.dim() - 1);
   launch_gather(a, dy, scope);
 }
 
@@ -286,17 +308,24 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bwd(Tensor rowptr, Tensor col, OptTensor
                                             OptTensor self_weight, OptTensor row_scale, bool need_dx, bool need_dcoef,
                                             bool all_edges) {
   const GraphArgs g = graph_args("spmm_bwd", rowptr, col, eid, colptr, row, ceid);
-  check_tensor("spmm_bwd", "col", col, x, {g.n_edges});
-  check_spmm("spmm_bwd", g, x, weight, mask, keep, self_weight, row_scale);
-  check_tensor("spmm_bwd", "dy", dy, x, {g.n_dst, x.size(1)});
+  const int64_t edges = check_spmm("spmm_bwd", g, col, x, weight, mask, keep, self_weight, row_scale);
+  const bool many = x.dim() == 3;
+  if (many) {
+    check_tensor("spmm_bwd", "dy", dy, x, {g.n_dst, x.size(1), x.size(2)});
+  } else {
+    check_tensor("spmm_bwd", "dy", dy, x, {g.n_dst, x.size(1)});
+  }
   check_dtype("spmm_bwd", "dy", dy, x.scalar_type());
   const DeviceScope scope(x);
   const ScalarType acc = acc_type(x.scalar_type());
-  const Tensor dx = need_dx ? new_tensor(x, {g.n_src, x.size(1)}, x.scalar_type()) : none_tensor(x, x.scalar_type());
-  const Tensor dcoef = new_tensor(x, {need_dcoef ? g.n_edges : 0}, acc);
+  const Tensor dx = need_dx ? new_rows(x, g.n_src) : none_tensor(x, x.scalar_type());
+  const Tensor dcoef = !need_dcoef ? none_tensor(x, acc)
+                       : many      ? new_tensor(x, {edges, x.size(1)}, acc)
+                                   : new_tensor(x, {edges}, acc);
   const Tensor dself = new_tensor(x, {need_dcoef && self_weight ? g.n_src : 0}, acc);
-  if (x.size(1) == 0) {
-    zero(dcoef);
+  const bool empty = heads_of(x) * x.size(x.dim() - 1) == 0;
+  if (empty || edges > g.n_edges) zero(dcoef);  // edges that no slot names are not visited
+  if (empty) {
     zero(dself);
     return {dx, dcoef, dself};
   }
@@ -306,7 +335,8 @@ std::tuple<Tensor, Tensor, Tensor> spmm_bwd(Tensor rowptr, Tensor col, OptTensor
       using T = typename decltype(t)::type;
       using I = typename decltype(i)::type;
       if (need_dcoef) {
-        launch_spmm_bwd_edges<T, I>(g, dy, x, weight, mask, keep, self_weight, row_scale, all_edges, dx, dcoef, dself, scope);
+        launch_spmm_bwd_edges<T, I>(g, dy, x, weight, mask, keep, self_weight, row_scale, need_dx, all_edges, dx, dcoef,
+                                    dself, scope);
       } else {
         launch_spmm_bwd_dx<T, I>(g, dy, weight, mask, keep, self_weight, row_scale, dx, scope);
       }
