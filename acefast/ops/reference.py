@@ -186,7 +186,7 @@ def _attention(graph, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope
     heads = z.size(1)
     exists = _exists(keep, ids, 2).expand(-1, heads)
     reach = a_dst[dst] + a_src[src]
-    slope = torch.where(reach < 0, negative_slope, 1.0).to(reach.dtype)
+    slope = torch.ones_like(reach).masked_fill(reach < 0, negative_slope)
     s = reach * slope
     m = s.new_ones(1, 1) if mask is None else _like(mask[ids], s)
     m = _zero_unless(exists, m.expand(ids.numel(), heads))

@@ -73,12 +73,12 @@ inline V horner(V x, const A (&coefficients)[N]) {
   return p;
 }
 
-// 0 for -inf and where the result underflows (subnormal results are kept), inf where it overflows.
+// 0 for -inf and where the result underflows (subnormal results are kept), inf where it overflows, NaN for NaN.
 template <class A>
 inline Vec<A> vexp(Vec<A> x) {
   using C = Consts<A>;
   using V = Vec<A>;
-  x = vmin<A>(vmax<A>(x, splat(C::kExpLow)), splat(C::kExpHigh));
+  x = vmin<A>(splat(C::kExpHigh), vmax<A>(splat(C::kExpLow), x));  // of a NaN and a number, the second
   const V shifted = x * A(1.442695040888963407) + C::kRound;
   const V n = shifted - C::kRound;
   V r = x - n * C::kLn2Hi;

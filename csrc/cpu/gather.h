@@ -160,22 +160,24 @@ inline Plan plan_rows(const int64_t* ptr, int64_t n) {
 
 // Walks the plan. For each batch it sets row0, rows, carry flags and calls run(batch, slot0, slot1), which fills the
 // entries of slots [slot0, slot1) (begin[] too) and calls gather_batch. `setup(batch)` sets pointers once per worker.
-// F: columns of carry. The joined sum of a hub row runs through a batch without slots.
-template <class S, class T, bool ACC, class Setup, class Run>
-void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, const Run& run) {
+// F: columns of carry. The joined sum of a hub row runs through a batch without slots. B: the batch and what its worker
+// needs besides. entries <= kBatch: slots handled together.
+template <class S, class T, bool ACC, class B = Batch<S, T>, class Setup, class Run>
+void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, const Run& run,
+                 int64_t entries = kBatch) {
   using A = acc_t<T>;
   const Plan plan = plan_rows(ptr, n);
   std::vector<A> partial(ACC ? plan.partials * F : 0);
   const int64_t workers = torch::stable::get_num_threads();
-  std::vector<std::unique_ptr<Batch<S, T>>> batches(workers);
+  std::vector<std::unique_ptr<B>> batches(workers);
   std::vector<std::vector<A>> carries(workers);
   parallel_tasks(int64_t(plan.pieces.size()), [&](int64_t task, int64_t worker) {
     if (!batches[worker]) {
-      batches[worker] = std::make_unique<Batch<S, T>>();
+      batches[worker] = std::make_unique<B>();
       carries[worker].resize(ACC ? F : 0);
       setup(*batches[worker]);
     }
-    Batch<S, T>& b = *batches[worker];
+    B& b = *batches[worker];
     const Piece& piece = plan.pieces[task];
     int64_t row = piece.row0, slot = piece.slot0;
     while (row < piece.row1) {
@@ -183,11 +185,11 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
       b.carry = nullptr;
       b.carry_in = b.carry_out = false;
       const int64_t row_end = std::min(ptr[row + 1], piece.slot1);
-      if (row_end - slot > kBatch || piece.hub >= 0) {  // part of one row
+      if (row_end - slot > entries || piece.hub >= 0) {  // part of one row
         b.rows = 1;
         b.carry = piece.hub >= 0 && ACC ? partial.data() + piece.hub * F : carries[worker].data();
         b.carry_in = slot > (piece.hub >= 0 ? piece.slot0 : ptr[row]);
-        const int64_t end = std::min(slot + kBatch, row_end);
+        const int64_t end = std::min(slot + entries, row_end);
         b.carry_out = piece.hub >= 0 || end < row_end;
         run(b, slot, end);
         slot = end;
@@ -204,7 +206,7 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
         continue;
       }
       int64_t end_row = row + 1;
-      while (end_row < piece.row1 && end_row - row < kBatchRows && ptr[end_row + 1] - slot <= kBatch) ++end_row;
+      while (end_row < piece.row1 && end_row - row < kBatchRows && ptr[end_row + 1] - slot <= entries) ++end_row;
       b.rows = end_row - row;
       run(b, slot, ptr[end_row]);
       slot = ptr[end_row];
@@ -216,7 +218,7 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
     A* sum = partial.data() + hub.first * F;
     for (int64_t p = 1; p < hub.count; ++p)
       for (int64_t f = 0; f < F; ++f) sum[f] += sum[p * F + f];
-    auto b = std::make_unique<Batch<S, T>>();
+    auto b = std::make_unique<B>();
     setup(*b);
     b->row0 = hub.row;
     b->rows = 1;
