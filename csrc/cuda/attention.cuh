@@ -1,0 +1,87 @@
+// What the ops over the softmax of a row share: base-2 exponentials and the dropout of attention coefficients.
+#pragma once
+
+#include "common.cuh"
+#include "common/philox.h"
+
+#include <limits>
+
+namespace acefast {
+
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+template <typename A>
+constexpr A kInfinity = std::numeric_limits<A>::infinity();
+
+__device__ __forceinline__ float exp2_of(float v) { return exp2f(v); }
+__device__ __forceinline__ double exp2_of(double v) { return exp2(v); }
+__device__ __forceinline__ float log2_of(float v) { return log2f(v); }
+__device__ __forceinline__ double log2_of(double v) { return log2(v); }
+
+// The largest over the lanes whose number is equal modulo `step` (a power of two), in every lane. All 32 lanes call.
+template <typename A>
+__device__ __forceinline__ A strided_max(A v, int step) {
+  for (int offset = step; offset < kWarp; offset *= 2) v = max(v, __shfl_xor_sync(kFullMask, v, offset));
+  return v;
+}
+// Their sum.
+template <typename A>
+__device__ __forceinline__ A strided_sum(A v, int step) {
+  for (int offset = step; offset < kWarp; offset *= 2) v += __shfl_xor_sync(kFullMask, v, offset);
+  return v;
+}
+
+inline int power_of_two(int64_t at_least, int at_most) {
+  int n = 1;
+  while (n < at_least && n < at_most) n *= 2;
+  return n;
+}
+
+// What exp2 takes the exponents relative to: the largest one, or 0 where all are -inf.
+template <typename A>
+__device__ __forceinline__ A exponent_base(A top) {
+  return top == -kInfinity<A> ? A(0) : top;
+}
+
+template <typename A>
+struct Dropout {
+  bool active;         // dropout > 0
+  uint64_t threshold;  // floor(p * 2^32), 33 bits: at p = 1 no word reaches it
+  uint64_t seed;
+  A scale;
+};
+
+template <typename A>
+Dropout<A> make_dropout(double p, int64_t seed) {
+  return {p > 0, static_cast<uint64_t>(p * 4294967296.0), static_cast<uint64_t>(seed), static_cast<A>(p < 1 ? 1.0 / (1.0 - p) : 0.0)};
+}
+
+// drop[k * slots + h] = the factor of edge id[k] and head first_head + h, for k < count and h < heads <= slots; all lanes of a
+// warp share the work. Four heads share one Philox block where the number of heads allows it.
+template <typename A, typename I>
+__device__ __forceinline__ void fill_drop(const Dropout<A>& d, A* drop, const I* id, int count, int slots, int64_t all_heads,
+                                          int64_t first_head, int heads, int lane) {
+  if (all_heads % 4 == 0 && first_head % 4 == 0 && heads % 4 == 0) {
+    const int quads = slots / 4;
+    for (int k = lane; k < count * quads; k += kWarp) {
+      const int edge = k / quads, quad = k % quads;
+      if (quad * 4 >= heads) continue;
+      const auto n = static_cast<uint64_t>(static_cast<int64_t>(id[edge]) * all_heads + first_head);
+      const Philox4 words = philox4x32_10(d.seed, 0, n / 4 + quad);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) drop[edge * slots + quad * 4 + i] = words.w[i] >= d.threshold ? d.scale : A(0);
+    }
+    return;
+  }
+  for (int k = lane; k < count * slots; k += kWarp) {
+    const int edge = k / slots, head = k % slots;
+    if (head >= heads) continue;
+    const auto n = static_cast<uint64_t>(static_cast<int64_t>(id[edge]) * all_heads + first_head + head);
+    const Philox4 words = philox4x32_10(d.seed, 0, n / 4);
+    const int i = static_cast<int>(n % 4);
+    const uint32_t low = i & 1 ? words.w[1] : words.w[0], high = i & 1 ? words.w[3] : words.w[2];
+    drop[k] = (i & 2 ? high : low) >= d.threshold ? d.scale : A(0);
+  }
+}
+
+}  // namespace acefast
