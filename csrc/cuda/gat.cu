@@ -11,7 +11,11 @@
 namespace acefast {
 namespace {
 
-constexpr int kHeads = 8;  // most heads of a block: 32 edges x 8 coefficients per warp in shared memory
+// Most heads of a block, and the values of 32 edges and these heads that a warp keeps in shared memory.
+template <typename A>
+constexpr int kHeads = sizeof(A) == 8 ? 4 : 8;
+template <typename A>
+constexpr int kLogits = kWarp * kHeads<A>;
 
 // How the columns [heads, features] are spread over a warp.
 struct HeadLayout {
@@ -20,11 +24,11 @@ struct HeadLayout {
   int64_t head_blocks, column_blocks;  // a head of more than 32 lanes' columns is cut into column blocks
 
   HeadLayout() = default;
-  HeadLayout(int64_t all_heads, int64_t features, int vec) : lanes(group_lanes(features, vec)) {
+  HeadLayout(int64_t all_heads, int64_t features, int vec, int most_heads) : lanes(group_lanes(features, vec)) {
     const int repeat = vec == 1 ? 4 : 1;
     if (vec == 1 && features > 32 && features <= 48) lanes = 16;  // three repeats of 16 lanes waste less than two of 32
-    heads = static_cast<int>(std::min<int64_t>({all_heads, kWarp / lanes, kHeads}));
-    slots = power_of_two(heads, kHeads);
+    heads = static_cast<int>(std::min<int64_t>({all_heads, kWarp / lanes, most_heads}));
+    slots = power_of_two(heads, most_heads);
     head_blocks = ceil_div(all_heads, heads);
     column_blocks = std::max<int64_t>(1, ceil_div(features, int64_t{lanes} * repeat * vec));
   }
@@ -113,16 +117,17 @@ __device__ __forceinline__ void sum_groups(A (&acc)[N], int group) {
 }
 
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads) gat_fwd_kernel(const GatArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
   ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
   ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp * kHeads]);
-  ACEFAST_SHARED(shared_slope_coef, A, [kWarpsPerBlock][kWarp * kHeads]);
+  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_slope_coef, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_factor, A, [kWarpsPerBlock][kLogits<A>]);
   const HeadLane my(a.layout);
   const int warp = warp_index();
   I *index = shared_index[warp], *id = shared_id[warp];
-  A *coef = shared_coef[warp], *slope_coef = shared_slope_coef[warp];
+  A *coef = shared_coef[warp], *slope_coef = shared_slope_coef[warp], *factors = shared_factor[warp];
   const bool save = a.slope_sum != nullptr;
   const int64_t blocks = a.layout.head_blocks * a.layout.column_blocks, items = (2 * a.pieces + a.rows) * blocks;
   for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
@@ -144,38 +149,36 @@ __global__ void __launch_bounds__(kThreads) gat_fwd_kernel(const GatArgs<T, A, I
         fill_drop(a.dropout, coef, id, count, my.slots, a.heads, first_head, heads, my.lane);
         __syncwarp();
       }
-      A logit[kHeads], factor[kHeads];
-      unsigned negative = 0;
       A chunk_top = -kInfinity<A>;
-#pragma unroll
-      for (int t = 0; t < kHeads; ++t) {
-        const int edge = t * my.edge_step + my.first_edge;
-        if (edge < count && has_logits) {
-          const A reach = dst + a.a_src[static_cast<int64_t>(index[edge]) * a.heads + logit_head];
-          factor[t] = mask_of(a, static_cast<int64_t>(id[edge]), logit_head);
-          negative |= static_cast<unsigned>(reach < 0) << t;
-          const A s = reach < 0 ? reach * a.negative_slope : reach;
-          logit[t] = (a.mask_on_logit ? s * factor[t] : s) * A(kLog2e);
-          chunk_top = max(chunk_top, logit[t]);
-        }
+      unsigned negative = 0;  // bit t: the slope of the lane's t-th edge
+#pragma unroll 4
+      for (int t = 0; t < my.slots; ++t) {
+        const int edge = t * my.edge_step + my.first_edge, k = t * kWarp + my.lane;
+        if (edge >= count || !has_logits) break;
+        const A reach = dst + a.a_src[static_cast<int64_t>(index[edge]) * a.heads + logit_head];
+        const A factor = mask_of(a, static_cast<int64_t>(id[edge]), logit_head);
+        const A s = reach < 0 ? reach * a.negative_slope : reach;
+        const A logit = (a.mask_on_logit ? s * factor : s) * A(kLog2e);
+        negative |= static_cast<unsigned>(reach < 0) << t;
+        chunk_top = max(chunk_top, logit);
+        slope_coef[k] = logit;
+        factors[k] = factor;
       }
       const A new_top = max(top, strided_max(chunk_top, my.slots)), reference = exponent_base(new_top);
       const A rescale = exp2_of(top - reference);
       top = new_top;
       sum *= rescale;
       slope_sum *= rescale;
-#pragma unroll
-      for (int t = 0; t < kHeads; ++t) {
-        const int edge = t * my.edge_step + my.first_edge;
-        if (edge < count && has_logits) {
-          const int k = edge * my.slots + my.logit_head;
-          const A p = exp2_of(logit[t] - reference), drop = a.dropout.active ? coef[k] : A(1);
-          const A sloped = negative >> t & 1 ? p * a.negative_slope : p;
-          sum += p;
-          slope_sum += a.mask_on_logit ? sloped * factor[t] : sloped;
-          coef[k] = (a.mask_on_logit ? p : p * factor[t]) * drop;
-          if (save) slope_coef[k] = sloped * factor[t] * drop;
-        }
+#pragma unroll 4
+      for (int t = 0; t < my.slots; ++t) {
+        const int k = t * kWarp + my.lane;
+        if (t * my.edge_step + my.first_edge >= count || !has_logits) break;
+        const A p = exp2_of(slope_coef[k] - reference), factor = factors[k], drop = a.dropout.active ? coef[k] : A(1);
+        const A sloped = negative >> t & 1 ? p * a.negative_slope : p;
+        sum += p;
+        slope_sum += a.mask_on_logit ? sloped * factor : sloped;
+        coef[k] = (a.mask_on_logit ? p : p * factor) * drop;
+        slope_coef[k] = sloped * factor * drop;
       }
       const A mine = __shfl_sync(kFullMask, rescale, my.head);
 #pragma unroll
@@ -342,16 +345,20 @@ __global__ void __launch_bounds__(kThreads) gat_bwd_rows_kernel(const GatRowArgs
 // dz, da_src and dmask. Only the item of a head's first column block computes the head's dot products <dy_i, z_j>, over all
 // columns; the others add their columns of dz.
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads) gat_bwd_edges_kernel(const GatArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
   ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
   ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp * kHeads]);
-  ACEFAST_SHARED(shared_dot, A, [kWarpsPerBlock][kWarp * kHeads]);
+  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_dot, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_alpha_mean, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_to_reach, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_to_mask, A, [kWarpsPerBlock][kLogits<A>]);
   const HeadLane my(a.layout);
   const int warp = warp_index();
   I *index = shared_index[warp], *id = shared_id[warp];
   A *coef = shared_coef[warp], *dots = shared_dot[warp];
+  A *alpha_mean = shared_alpha_mean[warp], *to_reach = shared_to_reach[warp], *to_mask = shared_to_mask[warp];
   const int64_t head_blocks = a.heads_in_turn ? 1 : a.layout.head_blocks, blocks = head_blocks * a.layout.column_blocks;
   const int64_t items = (2 * a.pieces + a.rows) * blocks;
   for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
@@ -394,21 +401,18 @@ __global__ void __launch_bounds__(kThreads) gat_bwd_edges_kernel(const GatArgs<T
         }
         // Per edge and head, with q = <dy_i, z_j>: dlogit = coef q - alpha D, t = dlogit * to_reach, and dmask is
         // dlogit * to_mask (mask on the logit) or q * to_mask (on the message).
-        A alpha_mean[kHeads], to_reach[kHeads], to_mask[kHeads];
-#pragma unroll
-        for (int t = 0; t < kHeads; ++t) {
-          const int edge = t * my.edge_step + my.first_edge;
-          if (edge < count && has_logits) {
-            const int k = edge * my.slots + my.logit_head;
-            const Pack<A, 4> stat = load_pack<4>(a.stat + (static_cast<int64_t>(index[edge]) * a.heads + logit_head) * 4);
-            const A reach = stat.v[0] + src, slope = reach < 0 ? a.negative_slope : A(1), s = reach * slope;
-            const A factor = mask_of(a, static_cast<int64_t>(id[edge]), logit_head), drop = a.dropout.active ? coef[k] : A(1);
-            const A alpha = exp2_of((a.mask_on_logit ? s * factor : s) * A(kLog2e) - stat.v[1]);
-            coef[k] = (a.mask_on_logit ? alpha : alpha * factor) * drop;
-            alpha_mean[t] = alpha * stat.v[2];
-            to_reach[t] = a.mask_on_logit ? slope * factor : slope;
-            to_mask[t] = a.mask_on_logit ? s : alpha * drop;
-          }
+#pragma unroll 4
+        for (int t = 0; t < my.slots; ++t) {
+          const int edge = t * my.edge_step + my.first_edge, k = t * kWarp + my.lane;
+          if (edge >= count || !has_logits) break;
+          const Pack<A, 4> stat = load_pack<4>(a.stat + (static_cast<int64_t>(index[edge]) * a.heads + logit_head) * 4);
+          const A reach = stat.v[0] + src, slope = reach < 0 ? a.negative_slope : A(1), s = reach * slope;
+          const A factor = mask_of(a, static_cast<int64_t>(id[edge]), logit_head), drop = a.dropout.active ? coef[k] : A(1);
+          const A alpha = exp2_of((a.mask_on_logit ? s * factor : s) * A(kLog2e) - stat.v[1]);
+          coef[k] = (a.mask_on_logit ? alpha : alpha * factor) * drop;
+          alpha_mean[k] = alpha * stat.v[2];
+          to_reach[k] = a.mask_on_logit ? slope * factor : slope;
+          to_mask[k] = a.mask_on_logit ? s : alpha * drop;
         }
         __syncwarp();
         // Every lane makes every turn: the dot products are summed across the lanes of a head.
@@ -466,16 +470,13 @@ __global__ void __launch_bounds__(kThreads) gat_bwd_edges_kernel(const GatArgs<T
         }
         __syncwarp();
         if (!needs_dots) continue;
-#pragma unroll
-        for (int t = 0; t < kHeads; ++t) {
-          if (t * my.edge_step >= count) break;
-          const int edge = t * my.edge_step + my.first_edge;
+        for (int t = 0; t * my.edge_step < count; ++t) {
+          const int edge = t * my.edge_step + my.first_edge, k = t * kWarp + my.lane;
           A dmask = 0;
           if (edge < count && has_logits) {
-            const int k = edge * my.slots + my.logit_head;
-            const A dlogit = coef[k] * dots[k] - alpha_mean[t];
-            da += dlogit * to_reach[t];
-            dmask = to_mask[t] * (a.mask_on_logit ? dlogit : dots[k]);
+            const A dlogit = coef[k] * dots[k] - alpha_mean[k];
+            da += dlogit * to_reach[k];
+            dmask = to_mask[k] * (a.mask_on_logit ? dlogit : dots[k]);
             if (a.dmask && a.mask_per_head) a.dmask[static_cast<int64_t>(id[edge]) * a.heads + logit_head] = dmask;
           }
           if (!a.dmask || a.mask_per_head) continue;
@@ -564,7 +565,7 @@ void launch_gat_fwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& z, con
   a.partial_stat = mutable_ptr<A>(partial_stat);
   dispatch_vector<T>(a.features, {a.in, a.out, a.slope_y}, [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
-    a.layout = HeadLayout(a.heads, a.features, VEC);
+    a.layout = HeadLayout(a.heads, a.features, VEC, kHeads<A>);
     const int64_t items = (2 * a.pieces + a.rows) * a.layout.head_blocks * a.layout.column_blocks;
     ACEFAST_LAUNCH((gat_fwd_kernel<T, A, I, VEC>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a);
   });
@@ -607,7 +608,7 @@ void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, co
   a.partial_stat = mutable_ptr<A>(partial_src);
   dispatch_vector<T>(a.features, {a.in, a.own, a.out}, [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
-    a.layout = HeadLayout(a.heads, a.features, VEC);
+    a.layout = HeadLayout(a.heads, a.features, VEC, kHeads<A>);
     const int64_t blocks = (a.heads_in_turn ? 1 : a.layout.head_blocks) * a.layout.column_blocks;
     ACEFAST_LAUNCH((gat_bwd_edges_kernel<T, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * blocks, kWarpsPerBlock), kThreads, 0,
                    scope.stream(), a);
