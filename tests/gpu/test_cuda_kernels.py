@@ -7,6 +7,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 from tests.inputs import graphs
+from tests.simt.cases_attention import *  # noqa: F403
 from tests.simt.cases_dense import *  # noqa: F403
 from tests.simt.cases_graph import *  # noqa: F403
 

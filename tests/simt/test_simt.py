@@ -11,7 +11,11 @@ import pytest
 from acefast.ops.backend import native_library
 from tests.simt import build
 
-CASES = {"cases_graph.py": ("spmm", "sddmm", "gcn_norm"), "cases_dense.py": ("relu_dropout", "masked_linear", "topk_mask")}
+CASES = {
+    "cases_graph.py": ("spmm", "sddmm", "gcn_norm"),
+    "cases_attention.py": ("gat",),
+    "cases_dense.py": ("relu_dropout", "masked_linear", "topk_mask"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,7 @@ def library():
 
 @pytest.fixture(scope="module")
 def case_runs(library):
-    """Both case files started at once, each in its own sanitised process."""
+    """All case files started at once, each in its own sanitised process."""
     runs = {}
     for name in CASES:
         command = build.sanitized_command(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", f"tests/simt/{name}")
