@@ -3,6 +3,7 @@
 import hashlib
 
 import torch
+import torch.utils._pytree
 from torch import Tensor
 
 from acefast.errors import InputError
@@ -44,7 +45,7 @@ class Graph:
         self.edge_ids = edge_ids
         self._edge_index: Tensor | None = None
         self._fingerprint: str | None = None
-        self._missing_self_loops: Tensor | None = None
+        self._self_loops: Tensor | None = None
         self._with_self_loops: Graph | None = None
 
     @staticmethod
@@ -72,11 +73,12 @@ class Graph:
             if low < 0 or top >= count:
                 bad = low if low < 0 else top
                 raise InputError(f"edge_index: {what} index {bad} is out of range for {count} {what} nodes")
+        loops = (src == dst).nonzero().squeeze(1)
         narrow = max(num_src, num_dst, num_edges) <= _INT32_MAX
         dtype = torch.int32 if narrow else torch.int64
         rowptr, order = _compress(dst, num_dst)
         colptr, corder = _compress(src, num_src)
-        return Graph(
+        g = Graph(
             rowptr,
             (src if order is None else src[order]).to(dtype),
             None if order is None else order.to(dtype),
@@ -84,6 +86,8 @@ class Graph:
             (dst if corder is None else dst[corder]).to(dtype),
             None if corder is None else corder.to(dtype),
         )
+        g._self_loops = torch.stack((loops, dst[loops]))
+        return g
 
     def __repr__(self):
         return f"Graph(num_nodes={self.num_nodes}, num_edges={self.num_edges}, device={self.device})"
@@ -146,25 +150,50 @@ class Graph:
     def to(self, device) -> "Graph":
         if torch.device(device) == self.device:
             return self
-        return Graph(*(None if t is None else t.to(device) for t in (*self.arrays, self.edge_ids)))
+        moved = (None if t is None else t.to(device) for t in (*self.arrays, self.edge_ids, self._self_loops))
+        return _graph_of(tuple(moved), None)
 
-    def missing_self_loops(self) -> Tensor:
-        """Which nodes have no self-loop among the edges, bool [N]; square graphs only."""
-        if self._missing_self_loops is None:
-            if self.num_src != self.num_dst:
-                raise InputError(f"missing_self_loops: self-loops need a square graph, this one is bipartite {self.num_nodes}")
+    def self_loops(self) -> Tensor:
+        """The self-loops among the edges, int64 [2, L]: edge numbers (row 0) and nodes (row 1)."""
+        if self._self_loops is None:
+            if torch.compiler.is_compiling():
+                raise InputError("self_loops must be known before compiling: call graph.self_loops() outside, once")
             src, dst = self.edge_index()
-            missing = torch.ones(self.num_dst, dtype=torch.bool, device=self.device)
-            missing[dst[src == dst]] = False
-            self._missing_self_loops = missing
-        return self._missing_self_loops
+            loops = (src == dst).nonzero().squeeze(1)
+            self._self_loops = torch.stack((loops, dst[loops]))
+        return self._self_loops
+
+    def missing_self_loops(self, keep: "Tensor | Selection | None" = None) -> Tensor:
+        """Which nodes have no (kept) self-loop among the edges, bool [N]. Raises InputError for a bipartite graph."""
+        if self.num_src != self.num_dst:
+            raise InputError(f"missing_self_loops: self-loops need a square graph, this one is bipartite {self.num_nodes}")
+        edges, nodes = self.self_loops()
+        keep = keep.keep if isinstance(keep, Selection) else keep
+        kept = torch.ones_like(edges) if keep is None else keep[edges].long()
+        return torch.zeros(self.num_dst, dtype=torch.int64, device=self.device).index_add_(0, nodes, kept) == 0
 
     def with_self_loops(self) -> "Graph":
-        """This graph with a self-loop after its own edges for each node that has none, by node number; made once."""
+        """This graph with one more self-loop for every node i, the edge number num_edges + i; made once, O(E)."""
         if self._with_self_loops is None:
-            loops = self.missing_self_loops().nonzero().squeeze(1)
-            edges = torch.cat((self.edge_index(), loops.expand(2, -1)), 1)
-            self._with_self_loops = Graph.from_edge_index(edges, self.num_nodes)
+            if self.num_src != self.num_dst:
+                raise InputError(f"with_self_loops: self-loops need a square graph, this one is bipartite {self.num_nodes}")
+            nodes, loops = torch.arange(self.num_dst, device=self.device), self.num_edges + torch.arange(self.num_dst, device=self.device)
+            dtype = self.col.dtype if self.num_edges + self.num_dst <= _INT32_MAX else torch.int64
+
+            def side(ptr, other, ids):
+                """A loop takes the last slot of its row: slot s of row i moves to s + i."""
+                shift = torch.repeat_interleave(nodes, ptr[1:] - ptr[:-1], output_size=self.num_edges)
+                slots = torch.arange(self.num_edges, device=self.device)
+                values = [torch.empty(self.num_edges + self.num_dst, dtype=dtype, device=self.device) for _ in range(2)]
+                longer = ptr + torch.arange(self.num_dst + 1, device=self.device)
+                for value, old, own in zip(values, (other, slots if ids is None else ids), (nodes, loops), strict=True):
+                    value[slots + shift] = old.to(dtype)
+                    value[longer[1:] - 1] = own.to(dtype)
+                return longer, *values
+
+            looped = Graph(*side(self.rowptr, self.col, self.eid), *side(self.colptr, self.row, self.ceid))
+            looped._self_loops = torch.cat((self.self_loops(), torch.stack((loops, nodes))), 1)
+            self._with_self_loops = looped
         return self._with_self_loops
 
     def _checked_keep(self, keep: "Tensor | Selection") -> Tensor:
@@ -263,6 +292,7 @@ class Selection:
     def __init__(self, graph, keep, rowptr, col, eid, colptr, row, ceid):
         self.graph, self.keep = graph, keep
         self.arrays = (rowptr, col, eid, colptr, row, ceid)
+        self._with_self_loops: Selection | None = None
 
     @property
     def num_kept(self) -> int:
@@ -280,7 +310,42 @@ class Selection:
         rowptr = self.arrays[0]
         return rowptr[1:] - rowptr[:-1]
 
+    def with_self_loops(self) -> "Selection":
+        """The same pattern on `graph.with_self_loops()`, an added loop kept where no own loop of the node is; made once."""
+        if self._with_self_loops is None:
+            missing = self.graph.missing_self_loops(self.keep)
+            added = missing.numel() if self.graph.self_loops().numel() == 0 else int(missing.sum())
+            keep = torch.cat((self.keep, missing))
+            self._with_self_loops = self.graph.with_self_loops().select(keep, self.num_kept + added)
+        return self._with_self_loops
+
     def to(self, device) -> "Selection":
         if torch.device(device) == self.device:
             return self
         return Selection(self.graph.to(device), *(t.to(device) for t in (self.keep, *self.arrays)))
+
+
+def _graph_of(tensors, _):
+    *arrays, edge_ids, loops = tensors
+    g = Graph(*arrays, edge_ids)
+    g._self_loops = loops
+    return g
+
+
+def _register(cls, parts_of, rebuild) -> None:
+    """Compiled and exported code takes graphs and selections as what they are: records of tensors."""
+
+    def with_keys(record):
+        return [(torch.utils._pytree.SequenceKey(i), part) for i, part in enumerate(parts_of(record))], None
+
+    torch.utils._pytree.register_pytree_node(
+        cls,
+        lambda record: (parts_of(record), None),
+        rebuild,
+        serialized_type_name=f"acefast.{cls.__name__}",
+        flatten_with_keys_fn=with_keys,
+    )
+
+
+_register(Graph, lambda g: (*g.arrays, g.edge_ids, g._self_loops), _graph_of)
+_register(Selection, lambda s: (s.graph, s.keep, *s.arrays), lambda parts, _: Selection(*parts))

@@ -1,7 +1,10 @@
 """Masked layers and networks, built on nothing but ``acefast.ops``."""
 
 from acefast.errors import InputError
+from acefast.nn.gat import GATConv
 from acefast.nn.gcn import GCN, GCNConv
+from acefast.nn.gen import GENConv, MessageNorm, ResGCN
+from acefast.nn.gin import GINConv
 from acefast.nn.linear import MaskedLinear
 
 BACKBONES = {"gcn": GCN}
@@ -17,4 +20,15 @@ def build(backbone: str, in_channels: int, out_channels: int, seed: int = 0, **s
     return BACKBONES[backbone](in_channels, out_channels=out_channels, seed=seed, **settings)
 
 
-__all__ = ["BACKBONES", "GCN", "GCNConv", "MaskedLinear", "build"]
+__all__ = [
+    "BACKBONES",
+    "GCN",
+    "GATConv",
+    "GCNConv",
+    "GENConv",
+    "GINConv",
+    "MaskedLinear",
+    "MessageNorm",
+    "ResGCN",
+    "build",
+]

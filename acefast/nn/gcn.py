@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from acefast import ops
 from acefast.csr import CSR
 from acefast.errors import InputError
-from acefast.graph import Graph
+from acefast.graph import Graph, Selection
+from acefast.nn.edges import as_graph, part_of
 from acefast.nn.linear import MaskedLinear
 from acefast.random import generator
 
@@ -16,50 +17,73 @@ DEGREES = ("masked", "static", "none")
 
 
 class GCNConv(nn.Module):
-    """y = A (x (W * m)^T) + b with A_ij = c_ij m_ij over kept edges j -> i, and c_ii on the diagonal.
+    """y = A (x (W * m)^T) + b with A_ij = c_ij w_e m_e over kept edges e: j -> i, and c_ii on the diagonal.
 
-    degrees "masked" or "static": c_ij = d_i^-1/2 d_j^-1/2 (``ops.gcn_norm``), where added self-loops count 1 and carry
-    no mask; "none": the raw sum, c_ij = 1. Aggregates before the transform where that is cheaper.
+    With `normalize`, c_ij = d_i^-1/2 d_j^-1/2 (``ops.gcn_norm``) with degrees "masked" (the sum of w_e m_e over the kept
+    edges) or "static" (the number of all edges, or the sum of their w_e); without, the raw sum, c_ij = 1. A node without a
+    self-loop among the kept edges gets one, of weight 1 (2 with `improved`), without a mask. Parameters are named as
+    PyG's: lin.weight [out_channels, in_channels], bias. Aggregates before the transform where that is cheaper.
     """
 
-    def __init__(self, in_channels, out_channels, bias=False, self_loops=True, degrees="masked", generator=None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        improved: bool = False,
+        add_self_loops: bool | None = None,  # default: as normalize
+        normalize: bool = True,
+        bias: bool = True,
+        degrees: str = "masked",
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
-        if degrees not in DEGREES:
-            raise InputError(f"degrees must be one of {', '.join(DEGREES)}, got {degrees!r}")
-        self.linear = MaskedLinear(in_channels, out_channels, bias=False, generator=generator)
+        if degrees not in DEGREES[:2]:
+            raise InputError(f"degrees must be one of {', '.join(DEGREES[:2])}, got {degrees!r}")
+        self.lin = MaskedLinear(in_channels, out_channels, bias=False, generator=generator)
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-        self.self_loops, self.degrees = self_loops, degrees
+        self.improved, self.normalize, self.degrees = improved, normalize, degrees
+        self.add_self_loops = normalize if add_self_loops is None else add_self_loops
         self._reset_bias(generator)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weight and bias uniform in +-in_channels^-1/2."""
-        self.linear.reset_parameters(generator)
+        self.lin.reset_parameters(generator)
         self._reset_bias(generator)
 
     @torch.no_grad()
     def _reset_bias(self, generator):
         if self.bias is not None:
-            bound = max(1, self.linear.in_features) ** -0.5
+            bound = max(1, self.lin.in_features) ** -0.5
             self.bias.uniform_(-bound, bound, generator=generator)
+
+    def maskable(self) -> dict[str, nn.Parameter]:
+        """The weights that a search may prune, by parameter name."""
+        return {"lin.weight": self.lin.weight}
 
     def coefficients(self, graph: Graph, edge_mask=None, edge_keep=None) -> tuple[Tensor | None, Tensor | None]:
         """(c [E], c_self [N]) of A; None where A holds ones or no diagonal. The same for all layers of a network."""
-        if self.degrees == "none":
-            ones = torch.ones(graph.num_dst, device=graph.device) if self.self_loops else None
-            return None, ones
-        c, c_self = ops.gcn_norm(graph, edge_mask, edge_keep, add_self_loops=self.self_loops, degrees=self.degrees)
-        return c, c_self if self.self_loops else None
+        loops = None
+        if self.add_self_loops:
+            dtype = torch.float32 if edge_mask is None else edge_mask.dtype
+            loops = graph.missing_self_loops(edge_keep).to(dtype) * (2 if self.improved else 1)
+        if not self.normalize:
+            return None, loops
+        return ops.gcn_norm(graph, edge_mask, edge_keep, False if loops is None else loops, self.degrees)
 
     def forward(
         self,
-        graph: Graph,
         x: Tensor | CSR,  # [N, in_channels]
+        edge_index: Graph | Tensor,  # or int [2, E]
+        edge_weight: Tensor | None = None,  # float [E], takes part in the degrees
         edge_mask: Tensor | None = None,  # float [E]
-        edge_keep: Tensor | None = None,  # bool [E]
-        weight_mask: Tensor | None = None,  # float [out_channels, in_channels]
-        weight_keep: Tensor | None = None,  # bool [out_channels, in_channels]
+        edge_keep: Tensor | Selection | None = None,  # bool [E]
+        weight_masks: Mapping[str, Tensor] | None = None,  # float, by the names of maskable()
+        weight_keep: Mapping[str, Tensor] | None = None,  # bool, by the names of maskable()
         coefficients: tuple[Tensor | None, Tensor | None] | None = None,
     ) -> Tensor:  # [N, out_channels]
+        graph = as_graph(edge_index, x.shape[0])
+        if edge_weight is not None:
+            edge_mask = edge_weight if edge_mask is None else edge_weight * edge_mask
         if coefficients is None:
             coefficients = self.coefficients(graph, edge_mask, edge_keep)
         c, c_self = coefficients
@@ -67,17 +91,18 @@ class GCNConv(nn.Module):
         def aggregate(h):
             return ops.spmm(graph, h, weight=c, mask=edge_mask, keep=edge_keep, self_weight=c_self)
 
-        if not isinstance(x, CSR) and self.linear.in_features < self.linear.out_features:
-            y = self.linear(aggregate(x), weight_mask, weight_keep)
+        mask, keep = (weight_masks or {}).get("lin.weight"), (weight_keep or {}).get("lin.weight")
+        if not isinstance(x, CSR) and self.lin.in_features < self.lin.out_features:
+            y = self.lin(aggregate(x), mask, keep)
         else:
-            y = aggregate(self.linear(x, weight_mask, weight_keep))
-        return y if self.bias is None else y + self.bias
+            y = aggregate(self.lin(x, mask, keep))
+        return y if self.bias is None else (y + self.bias).to(y.dtype)
 
 
 class GCN(nn.Module):
     """Layers of :class:`GCNConv` with ReLU and dropout between them.
 
-    Maskable weights: the linear of every layer (``maskable()``), named ``layers.<i>.linear.weight``. In training mode
+    Maskable weights: the linear of every layer (``maskable()``), named ``layers.<i>.lin.weight``. In training mode
     the dropout noise is a function of (seed, step, layer, element) alone.
     """
 
@@ -94,9 +119,12 @@ class GCN(nn.Module):
         seed=0,
     ):
         super().__init__()
+        if degrees not in DEGREES:
+            raise InputError(f"degrees must be one of {', '.join(DEGREES)}, got {degrees!r}")
+        normalisation = {"normalize": False} if degrees == "none" else {"degrees": degrees}
         widths = [in_channels, *[hidden] * (layers - 1), out_channels]
         self.layers = nn.ModuleList(
-            GCNConv(a, b, bias, self_loops, degrees) for a, b in zip(widths, widths[1:], strict=False)
+            GCNConv(a, b, add_self_loops=self_loops, bias=bias, **normalisation) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.dropout = dropout
         self.reset_parameters(seed)
@@ -108,14 +136,14 @@ class GCN(nn.Module):
 
     def maskable(self) -> dict[str, nn.Parameter]:
         """The weights that a search may prune, by parameter name."""
-        return {f"layers.{i}.linear.weight": layer.linear.weight for i, layer in enumerate(self.layers)}
+        return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}
 
     def forward(
         self,
         graph: Graph,
         x: Tensor | CSR,  # [N, in_channels]
         edge_mask: Tensor | None = None,  # float [E]
-        edge_keep: Tensor | None = None,  # bool [E]
+        edge_keep: Tensor | Selection | None = None,  # bool [E]
         weight_masks: Mapping[str, Tensor] | None = None,  # float, by parameter name
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by parameter name
         seed: int = 0,
@@ -129,14 +157,14 @@ class GCN(nn.Module):
         h, coefficients = before_noise
         for index, layer in enumerate(self.layers[1:], 1):
             h = ops.relu_dropout(h, self.dropout if self.training else 0.0, seed, step * len(self.layers) + index)
-            name = f"layers.{index}.linear.weight"
-            h = layer(graph, h, edge_mask, edge_keep, masks.get(name), keeps.get(name), coefficients)
+            own = part_of(masks, f"layers.{index}."), part_of(keeps, f"layers.{index}.")
+            h = layer(h, graph, None, edge_mask, edge_keep, *own, coefficients)
         return h
 
     def before_noise(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None):
         """The first layer's sums [N, hidden] and the coefficients of the graph: the part of ``forward`` ahead of any
         dropout, which evaluation after an optimiser step and the next training step have in common."""
-        layer, name = self.layers[0], "layers.0.linear.weight"
+        layer = self.layers[0]
         coefficients = layer.coefficients(graph, edge_mask, edge_keep)
-        mask, keep = (weight_masks or {}).get(name), (weight_keep or {}).get(name)
-        return layer(graph, x, edge_mask, edge_keep, mask, keep, coefficients), coefficients
+        own = part_of(weight_masks, "layers.0."), part_of(weight_keep, "layers.0.")
+        return layer(x, graph, None, edge_mask, edge_keep, *own, coefficients), coefficients

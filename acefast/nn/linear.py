@@ -42,8 +42,13 @@ class MaskedLinear(nn.Module):
         self.keep = keep
 
     def forward(self, x: Tensor | CSR, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """x [N, in_features], dense or CSR; mask float, keep bool, both like weight -> [N, out_features]."""
-        return ops.masked_linear(x, self.weight, mask, self.bias, self.keep if keep is None else keep)
+        """x [N, in_features], dense or CSR; mask float, keep bool, both like weight -> [N, out_features], in the autocast
+        region's dtype inside of one (dense x)."""
+        weight = self.weight
+        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        return ops.masked_linear(x, weight, mask, self.bias, self.keep if keep is None else keep)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

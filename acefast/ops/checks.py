@@ -49,7 +49,7 @@ def same_device(op: str, name: str, t: Tensor, device) -> None:
 def keep_flags(op: str, g: Graph, keep) -> Tensor | None:
     """`keep`, a bool tensor [E] or a selection of g, as a tensor."""
     if isinstance(keep, Selection):
-        if keep.graph is not g:
+        if keep.graph is not g and not torch.compiler.is_compiling():  # a trace holds records of their tensors
             raise InputError(f"{op}: keep is a selection of another graph; make one by select() of the graph given")
         return keep.keep
     vector(op, "keep", keep, (g.num_edges,), torch.bool, g.device)

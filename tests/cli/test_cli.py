@@ -54,7 +54,7 @@ def test_inspect(finished, capsys):
     path = folder / "tickets" / "round-02.safetensors"
     assert cli.main(["inspect", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "9,528 of 10,556 kept, 9.74 % removed" in text and "layers.0.linear.weight" in text
+    assert "9,528 of 10,556 kept, 9.74 % removed" in text and "layers.0.lin.weight" in text
     assert cli.main(["inspect", str(path), "--json", "--dataset", "synthetic-cora"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["edges"] == {"kept": 9528, "total": 10556, "sparsity": pytest.approx(9.7386, abs=1e-3)}

@@ -92,6 +92,6 @@ def test_sharing_the_noise_free_part_changes_no_bit(tiny):
 
 def test_divergence_is_said(tiny):
     model, start, _ = setup(tiny)
-    start["layers.0.linear.weight"] = torch.full_like(start["layers.0.linear.weight"], float("nan"))
+    start["layers.0.lin.weight"] = torch.full_like(start["layers.0.lin.weight"], float("nan"))
     with pytest.raises(InputError, match="diverged"):
         train(model, tiny, Schedule(2, lr=0.1), start)
