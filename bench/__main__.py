@@ -1,15 +1,25 @@
-"""Entry point of `python -m bench`."""
+"""Entry point of `python -m bench`. Needs no more than acefast itself and, for `plot`, matplotlib."""
 
+import argparse
 import sys
+from pathlib import Path
 
-import tyro
-
-from bench.ops import OpsBenchmark
+RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> int:
-    return tyro.extras.subcommand_cli_from_dict({"ops": OpsBenchmark}, prog="python -m bench").run()
+def main(arguments: list[str]) -> int:
+    from bench import epoch, ops, plot
+
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of acefast.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in {"ops": ops, "epoch": epoch, "plot": plot}.items():
+        description = module.__doc__.split(": ", 1)[1]
+        command = commands.add_parser(name, help=description.splitlines()[0], description=description)
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
+    options = parser.parse_args(arguments)
+    return options.main(options, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

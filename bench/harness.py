@@ -1,7 +1,18 @@
-"""Timing, memory and equality for all benchmarks: nothing is timed that was not just checked to be equal."""
+"""Timing, memory and equality for all benchmarks: nothing is timed that was not just checked to be equal.
 
+Memory is measured with the allocator returning freed memory to the system at once, so that the high-water mark of a call is
+what that call needs. Times are then taken with freed memory kept in the process (`kept_memory`), for all implementations
+alike: a fresh output of 90 MB costs some 20,000 page faults, which take longer than the product that fills it and which a
+training loop pays once, not at each step. An implementation that takes longer than `SLOW_S` runs once only: that call is
+its check, its memory and its time, page faults included, and its row says so.
+"""
+
+import contextlib
 import ctypes
 import dataclasses
+import gc
+import importlib.metadata
+import math
 import platform
 import resource
 import statistics
@@ -13,6 +24,11 @@ from pathlib import Path
 import torch
 
 import acefast
+from acefast.ops import backend
+
+
+SLOW_S = 5.0  # a first call above this is the only one
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,25 +41,40 @@ class Row:
     dtype: str
     device: str
     impl: str
-    median_s: float
-    min_s: float
+    median_s: float | None  # None: not timed, `note` says why
+    min_s: float | None
     repeats: int
-    peak_bytes: int
+    peak_bytes: int | None
     equal: bool
+    variant: str = ""
+    bytes_moved: int | None = None  # the least that the case must read and write
+    copy_fraction: float | None = None  # bytes_moved per second over a plain copy's in the same run
+    ratio_to_fastest_peer: float | None = None
     note: str = ""
+    nodes: int | None = None
+    edges: int | None = None
+    features: int | None = None
 
     def to_json(self) -> dict:
         row = dataclasses.asdict(self)
         row["pass"] = row.pop("case")
         return row
 
+    @property
+    def ours(self) -> bool:
+        return self.impl.startswith("acefast")
+
 
 def environment() -> dict:
-    """Versions, hardware and commit, for the head of a results file."""
+    """Versions, hardware and commit, for the head of a results file; a peer that is not installed is None."""
 
     def output(*command):
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
         return done.stdout.strip() if done.returncode == 0 else None
+
+    def version(package):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
 
     cpu = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
@@ -56,96 +87,181 @@ def environment() -> dict:
         "cpu": cpu,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "loaded": backend.loaded(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": output("git", "rev-parse", "--short", "HEAD"),
         "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no")),
         "date": time.strftime("%Y-%m-%d"),
+        "peers": {name: version(name) for name in ("torch_sparse", "torch_scatter", "torch_geometric", "dgl", "triton")},
     }
 
 
-def peak_bytes(call: Callable, device: str) -> int:
-    """Largest memory in use during `call` above what was in use before it, its outputs included."""
+# glibc's mallopt parameters, and what is set for them: memory goes back at once, or stays.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_RETURNED = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 128 * 1024, _TRIM_THRESHOLD: 128 * 1024}
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
+_libc = ctypes.CDLL(None)
+
+
+def _set_allocator(settings: dict) -> None:
+    if hasattr(_libc, "mallopt"):
+        for parameter, value in settings.items():
+            _libc.mallopt(parameter, value)
+        _libc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def kept_memory():
+    """Inside, the process keeps freed memory (CPU) and hands it out again without page faults; outside it is returned."""
+    _set_allocator(_KEPT)
+    try:
+        yield
+    finally:
+        _set_allocator(_RETURNED)
+
+
+def limit_memory(fraction: float = 0.92) -> None:
+    """Refuse allocations beyond this share of the memory that is available now, so that an implementation that needs more
+    is reported as unable to run and does not end the process."""
+    available = next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")
+    )
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = int(fraction * available) + status_bytes("VmData")
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def status_bytes(field: str) -> int:
+    """VmRSS, VmHWM or VmData of this process in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def measured(call: Callable, device: str) -> tuple:
+    """(outputs, seconds, peak bytes): one call, and the largest memory in use during it above what was in use before, its
+    outputs included."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
+        start = time.perf_counter()
         outputs = call()
         torch.cuda.synchronize()
-        del outputs
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)  # freed pages that the allocator still holds would hide what the call needs
+        return outputs, time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
+    _set_allocator(_RETURNED)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
-    before = resident("VmRSS")
+    before = status_bytes("VmRSS")
+    start = time.perf_counter()
     outputs = call()
-    after = resident("VmHWM")
-    del outputs
-    return max(0, after - before)
+    seconds = time.perf_counter() - start
+    return outputs, seconds, max(0, status_bytes("VmHWM") - before)
 
 
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def timed(call: Callable, device: str) -> float:
+def timed(call: Callable, device: str, inner: int = 1) -> float:
+    """Seconds per call, the device waited for; the mean of `inner` calls in a row."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    outputs = call()
+    for _ in range(inner):
+        outputs = call()
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     del outputs
-    return seconds
+    return seconds / inner
 
 
-def compare(
-    op: str, shape: str, case: str, dtype: str, device: str, implementations: dict[str, Callable], equal: Callable, budget: float = 20.0
-) -> list[Row]:
-    """Run `implementations` (the first is ours) on one case: equality with ours by `equal(ours, theirs)`, peak memory,
-    then rounds of one timing each in turn, so that drift of the machine meets all alike. `budget` is seconds per
-    implementation beyond the first calls; a peer that cannot run is reported with the reason."""
-    names, notes, checks, peaks, times = list(implementations), {}, {}, {}, {}
+def close(expected, found, dtype: torch.dtype) -> bool:
+    """By norm, tensor by tensor; what cancels to nearly 0 is held against 1 % of the largest norm."""
+    expected, found = (t if isinstance(t, tuple | list) else (t,) for t in (expected, found))
+    largest = max(float(t.double().norm()) for t in expected)
+    return len(expected) == len(found) and all(
+        a.shape == b.shape
+        and float((a.double() - b.double()).norm()) <= TOLERANCE[dtype] * max(float(a.double().norm()), 1e-2 * largest)
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+@dataclasses.dataclass
+class _Candidate:
+    """What was found out about one implementation so far."""
+
+    call: Callable
+    equal: bool = False
+    peak: int | None = None
+    first_s: float = math.inf
+    note: str = ""
+    times: list = dataclasses.field(default_factory=list)
+
+
+def _first_calls(candidates: dict[str, _Candidate], equal: Callable | dict[str, Callable], device: str) -> None:
+    """Check and memory of each; the slow ones are timed by the same call."""
     expected = None
-    for name in names:
+    for name, candidate in candidates.items():
         try:
-            found = implementations[name]()
+            found, seconds, candidate.peak = measured(candidate.call, device)
             if expected is None:
                 expected = found
-            checks[name] = bool(equal(expected, found))
+            check = equal[name] if isinstance(equal, dict) else equal
+            candidate.equal = bool(check(expected, found))
             del found
-            peaks[name] = peak_bytes(implementations[name], device)
-        except (RuntimeError, TypeError) as error:  # a peer's limit is a result, not a failure
-            if name == names[0]:
+            if candidate.equal and (seconds < SLOW_S or device == "cuda"):  # without what only a first call needs
+                found, seconds, candidate.peak = measured(candidate.call, device)
+                del found
+            candidate.first_s = seconds
+            candidate.note = "" if candidate.equal else "differs from acefast, so not timed"
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, MemoryError, AttributeError) as error:
+            if name == next(iter(candidates)):
                 raise
-            notes[name] = str(error).splitlines()[0][:200]
-    del expected
-    able = [name for name in names if checks.get(name)]
-    first = {name: timed(implementations[name], device) for name in able}
-    repeats = {name: int(min(15, max(3, budget / max(first[name], 1e-6)))) for name in able}
-    for name in able:
-        times[name] = []
-    for turn in range(max(repeats.values(), default=0)):
-        for name in able:
-            if turn < repeats[name]:
-                times[name].append(timed(implementations[name], device))
+            # A peer's limit is a result, not a failure.
+            candidate.equal, candidate.note = False, f"cannot run: {type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+        if candidate.equal and candidate.first_s >= SLOW_S:
+            candidate.times, candidate.note = [candidate.first_s], "one call, on fresh memory"
+
+
+def _timed_rounds(candidates: list[_Candidate], device: str, budget: float, max_repeats: int) -> None:
+    """One timing of each in turn, so that drift of the machine meets all alike."""
+    with kept_memory():
+        for candidate in candidates:
+            candidate.first_s = timed(candidate.call, device)
+        plan = []
+        for candidate in candidates:
+            inner = max(1, min(50, int(2e-3 / max(candidate.first_s, 1e-6))))
+            plan.append((candidate, inner, int(min(max_repeats, max(3, budget / max(inner * candidate.first_s, 1e-6))))))
+        for turn in range(max((repeats for *_, repeats in plan), default=0)):
+            for candidate, inner, repeats in plan:
+                if turn < repeats:
+                    candidate.times.append(timed(candidate.call, device, inner))
+
+
+def compare(implementations: dict[str, Callable], equal: Callable | dict[str, Callable], device: str, budget: float, copy_bytes_per_s: float,
+            bytes_moved: int | None = None, max_repeats: int = 15, **labels) -> list[Row]:  # fmt: skip
+    """Run `implementations` (the first is ours) on one case: equality with ours by `equal(ours, theirs)` (one for all, or one
+    per name), peak memory, then rounds of one timing each. `budget` is seconds per implementation beyond the first calls; a peer that cannot run is
+    reported with the reason. `labels` are the row's op, shape, case and so on."""
+    candidates = {name: _Candidate(call) for name, call in implementations.items()}
+    _first_calls(candidates, equal, device)
+    _timed_rounds([c for c in candidates.values() if c.equal and not c.times], device, budget, max_repeats)
     rows = []
-    for name in names:
-        good = name in times
+    for name, candidate in candidates.items():
+        median = statistics.median(candidate.times) if candidate.times else None
+        fraction = bytes_moved / median / copy_bytes_per_s if bytes_moved and median else None
         rows.append(
             Row(
-                op, shape, case, dtype, device, name,
-                statistics.median(times[name]) if good else float("nan"),
-                min(times[name]) if good else float("nan"),
-                len(times[name]) if good else 0,
-                peaks.get(name, 0), checks.get(name, False),
-                notes.get(name, "" if checks.get(name) else "differs from ours, so not timed"),
+                impl=name, median_s=median, min_s=min(candidate.times, default=None), repeats=len(candidate.times),
+                peak_bytes=candidate.peak if candidate.equal else None, equal=candidate.equal, note=candidate.note,
+                device=device, bytes_moved=bytes_moved, copy_fraction=fraction, **labels,
             )
         )  # fmt: skip
-    return rows
+    fastest = min((row.median_s for row in rows if row.median_s and not row.ours), default=None)
+    if fastest is None:
+        return rows
+    return [
+        dataclasses.replace(row, ratio_to_fastest_peer=row.median_s / fastest) if row.median_s else row for row in rows
+    ]
 
 
 def copy_bandwidth(device: str, megabytes: int = 256) -> float:
