@@ -415,7 +415,7 @@ def memory_groups(options) -> Iterator[list[Row]]:
         }
         rows = compare(
             calls, lambda a, b: close(a, b, DTYPES[options.dtype]), options.device, options.budget, options.copy_bytes_per_s,
-            op="memory", variant=f"gen with edge encoder, mean degree {degree}", shape=f"N={nodes} E={g.num_edges} F={width}",
+            op="memory", variant=f"gen with edge encoder, mean degree {g.num_edges // nodes}", shape=f"N={nodes} E={g.num_edges} F={width}",
             case="fwd+bwd", dtype=options.dtype, nodes=nodes, edges=g.num_edges, features=width,
         )  # fmt: skip
         item = inputs.dtype.itemsize

@@ -230,7 +230,8 @@ def _aggregations(g: Graph, aggr: str, dst: torch.Tensor) -> dict:
         if aggr == "softmax":
             layer, name = geometric.SoftmaxAggregation(learn=True).to(g.device), "t"
         else:
-            layer, name = geometric.PowerMeanAggregation(learn=True, clamp_min=1e-7, clamp_max=10.0).to(g.device), "p"
+            # Its lower clamp also acts on the mean of powers, so it is put below what the messages' own clamp leaves.
+            layer, name = geometric.PowerMeanAggregation(learn=True, clamp_min=1e-12, clamp_max=10.0).to(g.device), "p"
         ways[f"PyG {type(layer).__name__}"] = lambda m, parameter: functional_call(
             layer, {name: parameter}, (m, dst), {"dim_size": rows}
         )
