@@ -397,7 +397,7 @@ def selection_groups(options, shape: str, name: str, g: Graph) -> Iterator[list[
 def memory_groups(options) -> Iterator[list[Row]]:
     """Peak memory beyond the inputs of gen with the edge encoder at three densities on the same nodes: it follows N x F and
     not E x F."""
-    nodes = round(MEMORY_NODES * (options.scale or 1.0))
+    nodes = max(16, round(MEMORY_NODES * (options.scale or 1.0)))
     for degree in MEMORY_DEGREES:
         g = Graph.from_edge_index(graphs.power_law(nodes, nodes * degree, 0.25, options.device), nodes)
         inputs = Inputs(options)

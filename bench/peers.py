@@ -243,7 +243,8 @@ def _aggregations(g: Graph, aggr: str, dst: torch.Tensor) -> dict:
 
 def _mean_by_spmm(g: Graph) -> dict:
     """Without an encoder a mean of messages is a sparse product."""
-    return {f"relu, then {name}": lambda x, mask, f=f: f(x.relu() + EPS, mask) for name, f in spmm(g, "mean").items()}
+    products = {name: f for name, f in spmm(g, "mean").items() if "gather" not in name}
+    return {f"relu, then {name}": lambda x, mask, f=f: f(x.relu() + EPS, mask) for name, f in products.items()}
 
 
 def edge_softmax(g: Graph) -> dict:

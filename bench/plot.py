@@ -6,7 +6,7 @@ import math
 import re
 from pathlib import Path
 
-COLOURS = ("#1b6ca8", "#e07b39", "#4f9d69", "#b5485d", "#8067b7", "#8c7853", "#d48fc0", "#7f8c8d", "#b8a637", "#3aa6a6")
+COLOURS = ("#1b6ca8", "#e07b39", "#4f9d69", "#b5485d", "#8067b7", "#8c7853", "#d48fc0", "#7f8c8d", "#b8a637", "#3aa6a6", "#5b5ea6", "#9b2335", "#a3c585", "#e8b4a0")
 GROUPS_PER_PAGE = 12
 
 
@@ -92,7 +92,7 @@ def _page(title: str, cases: dict[tuple, list[dict]], path: Path) -> None:
         labels.append(_label(*case))
         place += 1
     axes[0].set_yticks(places, labels, fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(place - 0.5, -1)
     for axis, what in zip(axes, ("time over acefast's (log); in brackets the median", "peak memory beyond the inputs, MiB (log)"), strict=True):
         axis.set_xscale("log")
         axis.set_xlabel(what)
