@@ -109,7 +109,7 @@ else
 fi
 
 if [ "$QUICK" = 1 ]; then
-    sizes=(--shape cora proteins --scale 0.0005 --features 8 --budget 0.001)
+    sizes=(--op spmm gat gen topk_mask selection --shape proteins --scale 0.0005 --features 8 --budget 0.001)
     epoch=(--shape cora --scale 0.02 --features 8 --epochs 1 --blocks 2)
 else
     sizes=(--shape arxiv proteins products reddit cora --budget 0.1)

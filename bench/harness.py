@@ -236,8 +236,10 @@ def _timed_rounds(candidates: list[_Candidate], device: str, budget: float, max_
     """One timing of each in turn, so that drift of the machine meets all alike."""
     reserve = 0 if device == "cuda" else 2 * max((c.peak for c in candidates), default=0) + 2**26
     with kept_memory(min(reserve, MAX_RESERVE)):
-        for candidate in [*candidates, *candidates]:  # twice: then the memory that the calls need has found its places
-            candidate.first_s = timed(candidate.call, device)
+        for turn in range(4):  # until what the calls need has found its places
+            for candidate in candidates:
+                if turn < 2 or candidate.first_s < 0.5:
+                    candidate.first_s = timed(candidate.call, device)
         plan = []
         for candidate in candidates:
             inner = max(1, min(50, int(2e-3 / max(candidate.first_s, 1e-6))))

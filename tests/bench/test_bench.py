@@ -111,7 +111,8 @@ def test_kept_memory_is_not_faulted_in_again():
         return torch.ones(64 * 2**18)
 
     with harness.kept_memory(reserve=2**28):
-        call(), call()
+        for _ in range(6):
+            call()
         before = faults()
         call()
         kept = faults() - before
@@ -160,12 +161,13 @@ def test_selections_memory_and_top_k_become_rows_and_pictures(tmp_path):
 def test_another_interpreter_runs_the_whole_benchmark(tmp_path):
     path = tmp_path / "ops.json"
     arguments = ["ops", "--op", "edge_softmax", "--shape", "cora", *TINY, "--json", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench", *arguments, "--peer-python"]
-    subprocess.run([*command, sys.executable], cwd=REPOSITORY, env=environment, check=True, capture_output=True, text=True)
+    with pytest.raises(SystemExit, match="there is no /no/python"):
+        main([*arguments, "--peer-python", "/no/python"])
+    subprocess.run(
+        [sys.executable, "-m", "bench", *arguments, "--peer-python", sys.executable], cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
+    )  # fmt: skip
     assert {row["pass"] for row in json.loads(path.read_text())["rows"]} == {"fwd", "fwd+bwd"}
-    missing = subprocess.run([*command, "/no/python"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert missing.returncode != 0 and "there is no /no/python" in missing.stderr
 
 
 @pytest.mark.timeout(300)
