@@ -5,7 +5,7 @@ import torch
 
 from acefast import Graph, ops
 from acefast.ops import backend
-from acefast.ops.triton import spmm as kernels
+from acefast.ops.triton import rows, spmm as kernels
 from tests.inputs import assert_close, graphs
 from tests.triton.cases import FACTORS, check_spmm, check_spmm_bwd, edge_inputs
 
@@ -82,10 +82,10 @@ def test_index_types_and_caller_order(index):
 )
 @pytest.mark.parametrize("ways", [2, 128])
 def test_hubs_are_cut_and_joined(degrees, ways, monkeypatch):
-    monkeypatch.setattr(kernels, "MIN_PIECE", 5)
-    monkeypatch.setattr(kernels, "PIECE_MEANS", 0)
-    monkeypatch.setattr(kernels, "SEARCH_WAYS", ways)
-    monkeypatch.setattr(kernels, "JOIN_PIECES", 4)
+    monkeypatch.setattr(rows, "MIN_PIECE", 5)
+    monkeypatch.setattr(rows, "PIECE_MEANS", 0)
+    monkeypatch.setattr(rows, "SEARCH_WAYS", ways)
+    monkeypatch.setattr(rows, "JOIN_PIECES", 4)
     ends = torch.repeat_interleave(torch.arange(len(degrees)), torch.tensor(degrees))
     generator = torch.Generator().manual_seed(sum(degrees))
     other = torch.randint(0, len(degrees), (len(ends),), generator=generator)
@@ -98,8 +98,8 @@ def test_hubs_are_cut_and_joined(degrees, ways, monkeypatch):
 
 
 def test_hub_wider_than_a_block(monkeypatch):
-    monkeypatch.setattr(kernels, "MIN_PIECE", 16)
-    monkeypatch.setattr(kernels, "PIECE_MEANS", 0)
+    monkeypatch.setattr(rows, "MIN_PIECE", 16)
+    monkeypatch.setattr(rows, "PIECE_MEANS", 0)
     ring = torch.arange(6)
     edges = torch.cat((torch.stack((torch.full((50,), 2), torch.arange(50) % 6)), torch.stack((ring, ring.roll(1)))), 1)
     check_spmm(Graph.from_edge_index(edges.flip(0), num_nodes=6), 300, torch.float32)
@@ -107,9 +107,9 @@ def test_hub_wider_than_a_block(monkeypatch):
 
 
 def test_more_rows_than_one_launch_takes(monkeypatch):
-    monkeypatch.setattr(kernels, "MAX_ROWS", 4)
-    monkeypatch.setattr(kernels, "MIN_PIECE", 4)
-    monkeypatch.setattr(kernels, "PIECE_MEANS", 0)
+    monkeypatch.setattr(rows, "MAX_ROWS", 4)
+    monkeypatch.setattr(rows, "MIN_PIECE", 4)
+    monkeypatch.setattr(rows, "PIECE_MEANS", 0)
     check_spmm(random_graph(), 3, torch.float32)
     check_spmm_bwd(random_graph(), 3, torch.float32)
 
