@@ -61,7 +61,10 @@ SCHEMAS = {
 }
 
 # Ops that have a Triton implementation, and the module under acefast.ops.triton that holds it.
-_TRITON_OPS = {"spmm": "spmm", "spmm_bwd": "spmm", "topk_mask": "topk_mask"}
+_TRITON_OPS = {
+    "spmm": "spmm", "spmm_bwd": "spmm", "gat": "gat", "gat_bwd": "gat", "gen": "gen", "gen_bwd": "gen",
+    "topk_mask": "topk_mask",
+}  # fmt: skip
 
 # What `auto` tries, in order, per device. On CUDA the order is to follow the committed GPU benchmark; until one is
 # committed the native kernels come first.
@@ -141,13 +144,17 @@ def _triton_error() -> str | None:
     return None
 
 
+def _triton_module(op: str):
+    return importlib.import_module(f"acefast.ops.triton.{_TRITON_OPS[op]}")
+
+
 @functools.cache
 def _triton(op: str, device: str):
     if op not in _TRITON_OPS or _triton_error():
         return None
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
-    return getattr(importlib.import_module(f"acefast.ops.triton.{_TRITON_OPS[op]}"), op)
+    return getattr(_triton_module(op), op)
 
 
 def _find(name: str, op: str, device: str):
@@ -159,13 +166,36 @@ def _find(name: str, op: str, device: str):
     return torch.autocast(device, enabled=False)(getattr(reference, op))
 
 
+def _declines(name: str, op: str):
+    """The function that says of a call's arguments why backend `name` does not serve them (None: it does), if it has one."""
+    return getattr(_triton_module(op), f"{op}_declines", None) if name == "triton" else None
+
+
 @functools.cache
 def implementation(op: str, device: str, name: str):
-    """The function that serves `op` on `device` under backend `name`. Raises RuntimeError where an explicit choice cannot."""
-    for candidate in _AUTO[device] if name == "auto" else (name,):
+    """The function that serves `op` on `device` under backend `name`. Raises RuntimeError where an explicit choice cannot;
+    so does the function itself for a call whose arguments the chosen backend declines."""
+    return _first_of(_AUTO[device] if name == "auto" else (name,), op, device, name)
+
+
+def _first_of(candidates: tuple[str, ...], op: str, device: str, name: str):
+    for place, candidate in enumerate(candidates):
         function = _find(candidate, op, device)
-        if function is not None:
+        if function is None:
+            continue
+        declines = _declines(candidate, op)
+        if declines is None:
             return function
+
+        def serve(*args):
+            reason = declines(*args)
+            if reason is None:
+                return function(*args)
+            if name != "auto":
+                raise RuntimeError(f"backend {name!r} does not serve this call of {op}: {reason}")
+            return _first_of(candidates[place + 1 :], op, device, name)(*args)
+
+        return serve
     raise RuntimeError(f"backend {name!r} does not serve {op} on {device}: {_why_not(name, op, device)}")
 
 

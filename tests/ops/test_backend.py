@@ -9,7 +9,7 @@ import torch
 
 import acefast
 from acefast import InputError, ops
-from acefast.ops import backend
+from acefast.ops import backend, reference
 
 REFERENCE_ONLY = {"gumbel_topk", "exchange"}
 WANTED = os.environ.get("ACEFAST_BUILD", "auto") != "none"
@@ -30,6 +30,37 @@ def test_explicit_choice_fails_loudly_and_auto_falls_back():
     assert acefast.get_backend() == "auto"
     with pytest.raises(InputError, match="backend must be one of"):
         acefast.set_backend("fast")
+
+
+def test_a_kernel_declines_calls_by_their_arguments(monkeypatch):
+    """gen in Triton is for the softmax without edge features; here it stands in for a kernel that would run."""
+    module = pytest.importorskip("acefast.ops.triton.gen")
+    calls = []
+    monkeypatch.setattr(backend, "_triton", lambda op, device: lambda *args: calls.append(op) or reference.gen(*args))
+    monkeypatch.setattr(backend, "_AUTO", {"cpu": ("triton", "torch")})
+    backend.implementation.cache_clear()
+    graph = acefast.Graph.from_edge_index(torch.tensor([[0, 1, 2], [1, 0, 1]]))
+    x, param = torch.randn(3, 4), torch.ones(4)
+
+    def call(name, aggr, edge=None):
+        arguments = (x, edge, None, None, None, None, param, None, None, aggr, 1e-7, False)
+        return backend.implementation("gen", "cpu", name)(*graph.arrays, *arguments)
+
+    try:
+        call("auto", reference.SOFTMAX)
+        assert calls == ["gen"]
+        expected = reference.gen(*graph.arrays, x, *[None] * 8, reference.SUM, 1e-7, False)
+        assert torch.equal(call("auto", reference.SUM)[0], expected[0])
+        call("auto", reference.SOFTMAX, torch.randn(3, 4))
+        assert calls == ["gen"]
+        with pytest.raises(RuntimeError, match="'triton' does not serve this call of gen: .* softmax only"):
+            call("triton", reference.SUM)
+        with pytest.raises(RuntimeError, match="edge features"):
+            call("triton", reference.SOFTMAX, torch.randn(3, 4))
+        backward = (x, x, x, x, None, None, None, None, None, param, None, None, reference.MAX, 0.0, *[True] * 5)
+        assert "softmax only" in module.gen_bwd_declines(*graph.arrays, *backward)
+    finally:
+        backend.implementation.cache_clear()
 
 
 def test_backend_is_restored_after_an_error():
@@ -58,7 +89,7 @@ pathlib.Path.__truediv__ = real
 texts = [str(w.message) for w in caught if "acefast" in str(w.message)]
 assert len(texts) == 1 and "libacefast_cpu" in texts[0], texts
 import torch
-from acefast.ops import backend
+from acefast.ops import backend, reference
 assert backend.serving("spmm", "cpu") == "torch"
 g = acefast.Graph.from_edge_index(torch.tensor([[0, 1], [1, 0]]))
 assert acefast.ops.spmm(g, torch.tensor([[1.0], [2.0]])).tolist() == [[2.0], [1.0]]

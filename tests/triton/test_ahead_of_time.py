@@ -14,9 +14,12 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from acefast import Graph  # noqa: E402
+from acefast.ops import reference  # noqa: E402
+from acefast.ops.triton import gat as gat_kernels  # noqa: E402
+from acefast.ops.triton import gen as gen_kernels  # noqa: E402
 from acefast.ops.triton import spmm as spmm_kernels  # noqa: E402
 from acefast.ops.triton.topk_mask import topk_mask  # noqa: E402
-from tests.triton.cases import FACTORS, alive_like, edge_inputs  # noqa: E402
+from tests.triton.cases import FACTORS, alive_like, edge_inputs, gat_inputs, gen_inputs  # noqa: E402
 
 # ptxas may park a word or two outside the inner loop for the sake of occupancy; a spilled tile is hundreds of bytes.
 SPILL_LIMIT = 16
@@ -52,6 +55,8 @@ def source(kernel, values):
             signature[name] = POINTERS[value.dtype]
         elif parameter.is_constexpr or value is None or (special and value == 1):
             signature[name], constants[(position,)] = "constexpr", value
+        elif parameter.annotation_type:
+            signature[name], special = parameter.annotation_type, False
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
             special = special and value % 16 == 0
@@ -121,6 +126,61 @@ def test_spmm_without_permutation_compiles(launches, tmp_path):
     compile_all(launches, tmp_path)
 
 
+def run_gat(graph, heads, num_feats, dtype, mask, mask_on_logit, dropout):
+    dy, inputs = gat_inputs(graph, heads, num_feats, dtype, mask, keep=mask is not None)
+    how = (mask_on_logit, 0.2, dropout, 12345)
+    saved = gat_kernels.gat(*graph.arrays, *inputs, *how, True)
+    gat_kernels.gat_bwd(*graph.arrays, dy, *saved, *inputs, *how, mask is not None)
+
+
+def run_gen(graph, num_feats, dtype, aggr, mask, removed):
+    dy, inputs = gen_inputs(graph, num_feats, dtype, mask, mask, removed)
+    saved = gen_kernels.gen(*graph.arrays, *inputs, aggr, 1e-7, removed)
+    need = (True, mask, False, True, removed)
+    gen_kernels.gen_bwd(*graph.arrays, dy, *saved, *inputs, aggr, 1e-7, *need)
+
+
+@pytest.mark.parametrize(
+    ("heads", "num_feats", "dtype", "mask", "mask_on_logit", "dropout"),
+    [
+        (8, 8, torch.float32, "edge", False, 0.6),
+        (8, 8, torch.float32, "head", True, 0.0),
+        (1, 7, torch.float32, "edge", True, 0.6),
+        (4, 128, torch.bfloat16, "edge", False, 0.6),
+        (3, 300, torch.float32, None, False, 0.0),
+        (4, 16, torch.float64, "head", False, 0.6),
+    ],
+)
+def test_gat_compiles(heads, num_feats, dtype, mask, mask_on_logit, dropout, launches, tmp_path):
+    run_gat(small_graph(), heads, num_feats, dtype, mask, mask_on_logit, dropout)
+    assert len(launches) == 6, "forward, join, mean, backward and two joins"
+    compile_all(launches, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num_feats", "dtype", "aggr", "mask", "removed"),
+    [
+        (128, torch.float32, reference.SOFTMAX, True, True),
+        (7, torch.float32, reference.SOFTMAX, True, False),
+        (512, torch.bfloat16, reference.SOFTMAX, True, False),
+        (64, torch.float16, reference.SOFTMAX_SG, False, False),
+        (64, torch.float64, reference.SOFTMAX, True, False),
+    ],
+)
+def test_gen_compiles(num_feats, dtype, aggr, mask, removed, launches, tmp_path):
+    run_gen(small_graph(), num_feats, dtype, aggr, mask, removed)
+    compile_all(launches, tmp_path)
+
+
+@pytest.mark.parametrize(("heads", "num_feats"), [(8, 8), (3, 300)])
+def test_spmm_with_heads_compiles(heads, num_feats, launches, tmp_path):
+    graph = small_graph()
+    x, dy, values = edge_inputs(graph, num_feats, torch.float32, FACTORS, heads=heads)
+    spmm_kernels.spmm(*graph.arrays, x, *values.values(), False)
+    spmm_kernels.spmm_bwd(*graph.arrays, dy, x, *values.values(), True, True, False)
+    compile_all(launches, tmp_path)
+
+
 def recompilations(launches):
     return {(kernel.__name__, source(kernel, values).hash()) for kernel, values, _ in launches}
 
@@ -133,7 +193,10 @@ def test_sizes_do_not_recompile(launches):
         x, dy, values = edge_inputs(graph, 16, torch.float32)
         spmm_kernels.spmm(*graph.arrays, x, *values.values(), False)
         spmm_kernels.spmm_bwd(*graph.arrays, dy, x, *values.values(), True, True, False)
-    assert len(recompilations(launches)) == 4, "forward, backward and the join of each"
+        run_gat(graph, 4, 16, torch.float32, "edge", False, 0.1 * (num_nodes % 3 + 1))
+        run_gen(graph, 16, torch.float32, reference.SOFTMAX, True, True)
+    names = sorted(name for name, _ in recompilations(launches))
+    joins = ["join_kernel"] * 2  # of sums alone, and with factors of the row  PLACEHOLDER
     launches.clear()
     for size in (4097, 16 * 4096):
         topk_mask([torch.ones(size), torch.ones(5)], size // 3, None, True, True)

@@ -20,6 +20,8 @@ MAX_ROWS = 2**30  # rows of one launch; CUDA's grid ends at 2^31 - 1
 SEARCH_WAYS = 128  # offsets compared at once by the search for a slot's row
 JOIN_PIECES = 32  # partial sums that a join adds per step
 SIZES = ["num_rows", "num_edges", "first_row", "piece", "windows", "steps", "stride"]  # no recompilation for these
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 LAUNCH = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -71,7 +73,7 @@ def assign_work(offsets, owner, num_rows, num_edges, first_row, piece, windows, 
 @triton.jit
 def edge_block(ends, ids, keep, e, end, BLOCK_E: tl.constexpr):
     """(node at the other end, edge id, is below `end`, exists) of the slots e .. e + BLOCK_E - 1; [BLOCK_E]"""
-    at = e + tl.arange(0, BLOCK_E)
+    at = (e + tl.arange(0, BLOCK_E)).to(tl.int64)
     m_e = at < end
     other = tl.load(ends + at, mask=m_e, other=0).to(tl.int64)
     if ids is not None:
@@ -83,14 +85,23 @@ def edge_block(ends, ids, keep, e, end, BLOCK_E: tl.constexpr):
 
 
 @triton.jit
+def flat_columns(h, m_h, first_f, num_feats, BLOCK_F: tl.constexpr):
+    """(columns of heads h and features first_f .. first_f + BLOCK_F - 1, which exist); [BLOCK_H, BLOCK_F]"""
+    f = first_f + tl.arange(0, BLOCK_F)
+    return h[:, None] * num_feats + f[None, :], m_h[:, None] & (f < num_feats)[None, :]
+
+
+@triton.jit
 def column_block(block, heads, num_feats, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr):
-    """(heads [BLOCK_H], which exist, flat columns [BLOCK_H, BLOCK_F], which exist, block of features within the heads)"""
+    """(first head, first feature within the heads, heads [BLOCK_H], which exist, flat columns [BLOCK_H, BLOCK_F], which
+    exist)"""
     f_blocks = tl.cdiv(num_feats, BLOCK_F)
-    f_block = block % f_blocks
-    h = block // f_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
-    f = f_block * BLOCK_F + tl.arange(0, BLOCK_F)
+    first_h = block // f_blocks * BLOCK_H
+    first_f = block % f_blocks * BLOCK_F
+    h = first_h + tl.arange(0, BLOCK_H)
     m_h = h < heads
-    return h, m_h, h[:, None] * num_feats + f[None, :], m_h[:, None] & (f < num_feats)[None, :], f_block
+    c, m_c = flat_columns(h, m_h, first_f, num_feats, BLOCK_F)
+    return first_h, first_f, h, m_h, c, m_c
 
 
 @triton.jit
@@ -109,6 +120,14 @@ def store_row(row, c, m_c, b_sum, row_scale, self_weight, own, out, columns, ACC
         b_own = tl.load(own + row * columns + c, mask=m_c, other=0.0)
         b_sum += tl.load(self_weight + row) * b_own.to(ACC)
     tl.store(out + row * columns + c, b_sum.to(out.dtype.element_ty), mask=m_c)
+
+
+@triton.jit
+def raise_top(b_top, b_new):
+    """(maximum of both, that maximum or 0 for -inf, 2^-(its rise): the factor of sums taken under the old one)"""
+    b_max = tl.maximum(b_top, b_new)
+    b_shift = tl.where(b_max == float("-inf"), 0.0, b_max)
+    return b_max, b_shift, tl.exp2(b_top - b_shift)
 
 
 @triton.jit

@@ -57,7 +57,7 @@ def spmm_fwd_kernel(
     )
     if row >= 0:
         columns = heads * num_feats
-        h, m_h, c, m_c, f_block = column_block(tl.program_id(1), heads, num_feats, BLOCK_H, BLOCK_F)
+        _, _, h, m_h, c, m_c = column_block(tl.program_id(1), heads, num_feats, BLOCK_H, BLOCK_F)
         b_y = tl.zeros((BLOCK_H, BLOCK_F), dtype=ACC)
         for e in range(begin, end, BLOCK_E):
             j, at, m_e, m_kept = edge_block(col, eid, keep, e, end, BLOCK_E)
@@ -90,7 +90,7 @@ def spmm_bwd_kernel(
         columns = heads * num_feats
         b_self = tl.zeros((BLOCK_H, BLOCK_F), dtype=ACC)
         for block in range(1 if ONE_BLOCK else blocks_per_program):
-            h, m_h, c, m_c, f_block = column_block(
+            _, first_f, h, m_h, c, m_c = column_block(
                 tl.program_id(1) * blocks_per_program + block, heads, num_feats, BLOCK_H, BLOCK_F
             )
             b_dx = tl.zeros((BLOCK_H, BLOCK_F), dtype=ACC)
@@ -110,7 +110,7 @@ def spmm_bwd_kernel(
                     at_h = at[:, None] * heads + h[None, :]
                     m_at_h = m_e[:, None] & m_h[None, :]
                     if not ONE_BLOCK:
-                        if f_block > 0:
+                        if first_f > 0:
                             b_dot += tl.load(dcoef + at_h, mask=m_at_h, other=0.0)
                     tl.store(dcoef + at_h, b_dot, mask=m_at_h)
                 if NEED_DX:

@@ -7,16 +7,9 @@ from acefast import Graph, ops
 from acefast.ops import backend
 from acefast.ops.triton import rows, spmm as kernels
 from tests.inputs import assert_close, graphs
-from tests.triton.cases import FACTORS, check_spmm, check_spmm_bwd, edge_inputs
+from tests.triton.cases import FACTORS, check_spmm, check_spmm_bwd, edge_inputs, random_graph
 
 GRAPHS = graphs()
-
-
-def random_graph(num_src=9, num_dst=9, num_edges=31, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    src = torch.randint(0, num_src, (num_edges,), generator=generator)
-    dst = torch.randint(0, num_dst - 1, (num_edges,), generator=generator)
-    return Graph.from_edge_index(torch.stack((src, dst)), num_nodes=(num_src, num_dst))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -51,6 +44,21 @@ def test_options(factors):
 @pytest.mark.parametrize("all_edges", [False, True])
 def test_what_is_needed(need, all_edges):
     check_spmm_bwd(random_graph(), 3, torch.float32, need=need, all_edges=all_edges)
+
+
+@pytest.mark.parametrize(("heads", "num_feats"), [(1, 6), (3, 5), (8, 40), (2, 300)])
+def test_heads(heads, num_feats):
+    check_spmm(random_graph(), num_feats, torch.float32, heads=heads)
+    check_spmm_bwd(random_graph(), num_feats, torch.float32, heads=heads)
+    check_spmm_bwd(random_graph(8, 5), num_feats, torch.float32, ("mask",), need=(True, heads != 3), heads=heads)
+
+
+@pytest.mark.parametrize("heads", [None, 2])
+def test_selections(heads):
+    """Edges that no slot names have gradient 0, whatever all_edges says."""
+    check_spmm(random_graph(), 3, torch.float32, heads=heads, selection=True)
+    for all_edges in (False, True):
+        check_spmm_bwd(random_graph(), 3, torch.float32, all_edges=all_edges, heads=heads, selection=True)
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
