@@ -38,7 +38,7 @@ RANDOM = ["threshold", "seed"]  # no recompilation for these
 
 
 @triton.jit
-def load_drop(at, h, first_h, heads, threshold, scale, seed, QUADS: tl.constexpr,
+def load_drop(at, h, first_h, heads, threshold, scale, key, QUADS: tl.constexpr,
               BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):  # fmt: skip
     """scale where the random word of edge and head is at least threshold, else 0; [BLOCK_E, BLOCK_H]. QUADS: the four
     words of a counter belong to four heads of one edge, and each counter is taken once."""
@@ -49,7 +49,7 @@ def load_drop(at, h, first_h, heads, threshold, scale, seed, QUADS: tl.constexpr
         counter = n // 4
     zero = (counter * 0).to(tl.uint32)
     low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, low, (counter >> 32).to(tl.uint32), zero, zero)
+    w0, w1, w2, w3 = tl.philox(key, low, (counter >> 32).to(tl.uint32), zero, zero)
     if QUADS:
         b_word = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BLOCK_E, BLOCK_H))
     else:
@@ -58,11 +58,11 @@ def load_drop(at, h, first_h, heads, threshold, scale, seed, QUADS: tl.constexpr
 
 
 @triton.jit
-def load_edge(at, m_at, h, m_h, first_h, b_reach, mask, heads, negative_slope, threshold, scale, seed,
+def load_edge(at, m_at, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key,
               ACC: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr, QUADS: tl.constexpr,
               BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):  # fmt: skip
     """(score, its slope, mask, drop) of edges `at` and heads h; [BLOCK_E, BLOCK_H]"""
-    b_slope = tl.where(b_reach < 0, negative_slope, 1.0)
+    b_slope = tl.where(b_reach < 0, slope, 1.0)
     b_m = tl.full((BLOCK_E, BLOCK_H), 1.0, ACC)
     if mask is not None:
         if MASK_OF_HEAD:
@@ -71,7 +71,7 @@ def load_edge(at, m_at, h, m_h, first_h, b_reach, mask, heads, negative_slope, t
             b_m *= tl.load(mask + at, mask=m_at, other=0.0)[:, None]
     b_drop = tl.full((BLOCK_E, BLOCK_H), 1.0, ACC)
     if DROPOUT:
-        b_drop = load_drop(at, h, first_h, heads, threshold, scale, seed, QUADS, BLOCK_E, BLOCK_H)
+        b_drop = load_drop(at, h, first_h, heads, threshold, scale, key, QUADS, BLOCK_E, BLOCK_H)
     return b_reach * b_slope, b_slope, b_m, b_drop
 
 
@@ -93,7 +93,7 @@ def store_attention(row, first_f, h, m_h, c, m_c, b_top, b_sum, b_slope_sum, b_y
 def gat_fwd_kernel(
     rowptr, col, eid, z, a_src, a_dst, mask, keep, y, lse, slope_y, slope_sum, partial, partial_slope, stats, owner,
     num_rows, num_edges, heads, num_feats, first_row, piece, windows, steps, stride,
-    negative_slope: tl.float64, threshold: tl.int64, scale: tl.float64, seed: tl.int64,
+    negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64,
     ACC: tl.constexpr, MASK_ON_LOGIT: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr,
     QUADS: tl.constexpr, SAVE: tl.constexpr, HUBS: tl.constexpr, WAYS: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -102,9 +102,9 @@ def gat_fwd_kernel(
     row, begin, end, slot, leads = assign_work(
         rowptr, owner, num_rows, num_edges, first_row, piece, windows, steps, stride, HUBS, WAYS
     )
+    slope, scale = tl.full((), negative_slope, ACC), tl.full((), drop_scale, ACC)
+    key = tl.full((), seed, tl.int64)
     if row >= 0:
-        negative_slope, scale = tl.full((), negative_slope, ACC), tl.full((), scale, ACC)
-        seed = tl.full((), seed, tl.int64)
         columns = heads * num_feats
         first_h, first_f, h, m_h, c, m_c = column_block(tl.program_id(1), heads, num_feats, BLOCK_H, BLOCK_F)
         b_dst = tl.load(a_dst + row * heads + h, mask=m_h, other=0.0)  # [BLOCK_H]
@@ -118,7 +118,7 @@ def gat_fwd_kernel(
             m_at = m_kept[:, None] & m_h[None, :]
             b_reach = b_dst[None, :] + tl.load(a_src + j[:, None] * heads + h[None, :], mask=m_at, other=0.0)
             b_s, b_slope, b_m, b_drop = load_edge(
-                at, m_kept, h, m_h, first_h, b_reach, mask, heads, negative_slope, threshold, scale, seed,
+                at, m_kept, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key,
                 ACC, MASK_OF_HEAD, DROPOUT, QUADS, BLOCK_E, BLOCK_H,
             )  # fmt: skip
             if MASK_ON_LOGIT:
@@ -218,7 +218,7 @@ def gat_mean_kernel(
 def gat_bwd_kernel(
     colptr, row, ceid, dy, lse, mean, z, a_src, a_dst, mask, keep, dz, da_src, dmask, partial, partial_a, owner,
     num_rows, num_edges, heads, num_feats, blocks_per_program, first_row, piece, windows, steps, stride,
-    negative_slope: tl.float64, threshold: tl.int64, scale: tl.float64, seed: tl.int64,
+    negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64,
     ACC: tl.constexpr, MASK_ON_LOGIT: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr,
     QUADS: tl.constexpr, NEED_DMASK: tl.constexpr, ONE_BLOCK: tl.constexpr, WHOLE_HEADS: tl.constexpr,
     HUBS: tl.constexpr, WAYS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -231,9 +231,9 @@ def gat_bwd_kernel(
     j, begin, end, slot, leads = assign_work(
         colptr, owner, num_rows, num_edges, first_row, piece, windows, steps, stride, HUBS, WAYS
     )
+    slope, scale = tl.full((), negative_slope, ACC), tl.full((), drop_scale, ACC)
+    key = tl.full((), seed, tl.int64)
     if j >= 0:
-        negative_slope, scale = tl.full((), negative_slope, ACC), tl.full((), scale, ACC)
-        seed = tl.full((), seed, tl.int64)
         columns = heads * num_feats
         for block in range(1 if ONE_BLOCK else blocks_per_program):
             first_h, first_f, h, m_h, c, m_c = column_block(
@@ -249,7 +249,7 @@ def gat_bwd_kernel(
                 m_at = m_kept[:, None] & m_h[None, :]
                 b_reach = tl.where(m_at, tl.load(a_dst + at_i, mask=m_at, other=0.0) + b_src[None, :], 0.0)
                 b_s, b_slope, b_m, b_drop = load_edge(
-                    at, m_kept, h, m_h, first_h, b_reach, mask, heads, negative_slope, threshold, scale, seed,
+                    at, m_kept, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key,
                     ACC, MASK_OF_HEAD, DROPOUT, QUADS, BLOCK_E, BLOCK_H,
                 )  # fmt: skip
                 b_logit = b_s
@@ -371,7 +371,7 @@ def gat_bwd(
     tile = blocks(heads, num_feats, z.element_size(), widest=256)
     h_blocks, f_blocks = column_blocks(heads, num_feats, tile)
     together = h_blocks * f_blocks if need_dmask and mask.dim() == 1 and h_blocks > 1 else 1
-    rows_at_once = 1024 // tile["BLOCK_F"]
+    rows_at_once = max(1, 2048 // dtype.itemsize // tile["BLOCK_F"])
     with on_device(z):
         gat_mean_kernel[(triton.cdiv(mean.numel(), rows_at_once),)](
             dy, y, slope_y, slope_sum, mean, da_dst, mean.numel(), num_feats,

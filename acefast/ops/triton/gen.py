@@ -221,8 +221,8 @@ def _sum_rows(values: Tensor, acc) -> Tensor:
     return values[0]
 
 
-def _tile(num_feats: int, element_size: int, widest: int) -> dict:
-    tile = blocks(1, num_feats, element_size, widest)
+def _tile(num_feats: int, element_size: int, widest: int, elements: int = 1024) -> dict:
+    tile = blocks(1, num_feats, element_size, widest, elements)
     return {name: tile[name] for name in ("BLOCK_E", "BLOCK_F")}
 
 
@@ -290,7 +290,7 @@ def gen_bwd(
         cut = Cut(num_rows, num_slots)
         partial, owner = cut.partial(num_feats if need_dx else 0, x, dtype), cut.owner(x)
         share = x.new_empty((num_rows + 2 * cut.windows) if sum_param else 0, num_feats, dtype=dtype)
-        tile = _tile(num_feats, x.element_size(), widest=256)
+        tile = _tile(num_feats, x.element_size(), widest=128, elements=512)  # each edge reads three rows
         f_blocks = triton.cdiv(num_feats, tile["BLOCK_F"])
         together = f_blocks if need_dmask else 1
         shared = 0

@@ -179,11 +179,11 @@ def new_per_edge(edges: int, num_slots: int, *shape: int, like: Tensor, dtype: t
     return make(edges, *shape, dtype=dtype)
 
 
-def blocks(heads: int, num_feats: int, element_size: int, widest: int) -> dict:
-    """Tile [BLOCK_E, BLOCK_H, BLOCK_F] of one warp: about 32 registers of float32 per thread."""
+def blocks(heads: int, num_feats: int, element_size: int, widest: int, elements: int = 1024) -> dict:
+    """Tile [BLOCK_E, BLOCK_H, BLOCK_F] of one warp, as a rule 32 registers of float32 per thread."""
     f = min(triton.next_power_of_2(num_feats), widest)
     h = min(triton.next_power_of_2(heads), widest // f)
-    tile = 512 if element_size == 8 else 1024
+    tile = elements // 2 if element_size == 8 else elements
     return {"BLOCK_E": max(4, min(64, tile // (h * f))), "BLOCK_H": h, "BLOCK_F": f}
 
 
