@@ -324,7 +324,8 @@ def gen_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, stat, x, edge, weight, b
     dx = _sum_rows(src, dpre, x.size(0)).to(x.dtype) if need_dx else x.new_empty(0)
     dmask = message.new_empty(0)
     if need_dmask:
-        per_edge = torch.where(exists, dmessage, gone if all_edges else 0.0) * r
+        per_edge = torch.where(exists, dmessage, gone) * r
+        per_edge = per_edge if all_edges else _zero_unless(exists, per_edge)
         dmask = _by_edge(mask.size(0), ids, per_edge.sum(1))
     dedge, dbias = x.new_empty(0) if weight is None else message.new_empty(0), message.new_empty(0)
     if need_dedge:

@@ -14,6 +14,7 @@ from tests.simt import build
 CASES = {
     "cases_graph.py": ("spmm", "sddmm", "gcn_norm"),
     "cases_attention.py": ("gat",),
+    "cases_gen.py": ("gen",),
     "cases_dense.py": ("relu_dropout", "masked_linear", "topk_mask"),
 }
 
