@@ -1,7 +1,7 @@
 """`python -m bench epoch`: seconds and memory of training epochs of two masked networks on one graph.
 
-A GCN with soft masks on edges and weights (acefast.nn.GCN, 3 layers), and a stack of residual blocks
-x + gen(relu(norm(x))) W with the learned softmax and the same edge mask, as in DeeperGCN. Features and labels are random: this
+A GCN with soft masks on edges and weights (acefast.nn.GCN, 3 layers), and residual blocks of GENConv with the learned
+softmax and a soft edge mask (acefast.nn.ResGCN), as in DeeperGCN. Features and labels are random: this
 measures, it does not learn. An epoch is forward, cross-entropy over all nodes, backward and a step of Adam.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from acefast import Graph, ops
-from acefast.nn import GCN
+from acefast import Graph
+from acefast.nn import GCN, GENConv, ResGCN
 from bench import graphs
 from bench.harness import environment, measured, timed
 from tests.inputs import REPOSITORY, data_folder
@@ -33,21 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path)
 
 
-class GenStack(nn.Module):
-    """Residual blocks of gen with a learned t per block."""
+class ResidualGEN(nn.Module):
+    """Encoder, residual blocks of GENConv with a learned t each, decoder."""
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int, blocks: int):
         super().__init__()
         self.encode, self.decode = nn.Linear(in_channels, hidden), nn.Linear(hidden, out_channels)
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(blocks))
-        self.linears = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
-        self.t = nn.Parameter(torch.ones(blocks))
+        self.blocks = nn.ModuleList(
+            ResGCN(GENConv(hidden, hidden, learn_t=True, num_layers=1), nn.LayerNorm(hidden), nn.ReLU()) for _ in range(blocks)
+        )
 
     def forward(self, graph: Graph, x, edge_mask):
         x = self.encode(x)
-        for norm, linear, t in zip(self.norms, self.linears, self.t, strict=True):
-            h = norm(x).relu()
-            x = x + linear(h + ops.gen(graph, h, mask=edge_mask, t=t))
+        for block in self.blocks:
+            x = block(x, graph, edge_mask=edge_mask)
         return self.decode(x)
 
 
@@ -60,10 +59,10 @@ def main(options: argparse.Namespace, arguments: list[str]) -> int:
     edge_mask = torch.ones(g.num_edges, device=options.device, requires_grad=True)
     gcn = GCN(options.features, options.features, CLASSES, layers=3).to(options.device)
     weight_masks = {name: torch.ones_like(w).requires_grad_() for name, w in gcn.maskable().items()}
-    stack = GenStack(options.features, options.features, CLASSES, options.blocks).to(options.device)
+    stack = ResidualGEN(options.features, options.features, CLASSES, options.blocks).to(options.device)
     networks = {
         "gcn, 3 layers": (gcn, lambda: gcn(g, x, edge_mask, weight_masks=weight_masks), [edge_mask, *weight_masks.values()]),
-        f"gen, {options.blocks} blocks": (stack, lambda: stack(g, x, edge_mask), [edge_mask]),
+        f"resgen, {options.blocks} blocks": (stack, lambda: stack(g, x, edge_mask), [edge_mask]),
     }
     results = []
     for name, (network, logits, masks) in networks.items():

@@ -147,6 +147,10 @@ def test_selections_memory_and_top_k_become_rows_and_pictures(tmp_path):
     assert [row["impl"] for row in half] == [
         f"acefast, {way}" for way in ("prepared selection", "compacted graph", "keep flags", "all edges")
     ]
+    assert half[0]["note"] == (
+        f"{half[0]['median_s'] / half[3]['median_s']:.2f} of all edges, "
+        f"{half[0]['median_s'] / half[1]['median_s']:.2f} of the compacted graph"
+    )
     assert all("N*F" in row["note"] for row in rows if row["op"] == "memory")
     rows[0] |= {"median_s": None, "peak_bytes": None, "note": "cannot run: a test"}
     path.write_text(json.dumps(results))
