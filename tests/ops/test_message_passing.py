@@ -156,21 +156,23 @@ def test_thread_count_and_repetition_do_not_change_bits(zoo, name):
 
 @pytest.mark.parametrize("name", SQUARE)
 @pytest.mark.parametrize("degrees", ["masked", "static"])
-@pytest.mark.parametrize("add_self_loops", [True, False])
-def test_gcn_norm_formula_and_gradient(each_backend, zoo, name, degrees, add_self_loops):
+@pytest.mark.parametrize("loops", ["none", "ones", "given"])
+def test_gcn_norm_formula_and_gradient(each_backend, zoo, name, degrees, loops):
     g = zoo[name]
+    weights = {"none": 0.0, "ones": 1.0, "given": torch.rand(g.num_dst, dtype=torch.float64) + 0.5}[loops]
+    add_self_loops = {"none": False, "ones": True, "given": weights}[loops]
     mask, keep = edge_values(g, 2) - 0.3, edge_values(g, 3) > 0.4
     amount = mask * keep if degrees == "masked" else torch.ones(g.num_edges, dtype=torch.float64)
-    degree = dense_matrix(g, amount).sum(1) + add_self_loops
+    degree = dense_matrix(g, amount).sum(1) + weights
     dinv = torch.where(degree > 0, degree.clamp(min=1e-300) ** -0.5, 0.0)
     src, dst = g.edge_index()
     c, c_self = ops.gcn_norm(g, mask, keep, add_self_loops, degrees)
     assert_close(c, dinv[dst] * dinv[src], torch.float64)
-    if add_self_loops:
-        assert_close(c_self, dinv**2, torch.float64)
-    else:
+    if loops == "none":
         assert c_self is None
-    if g.num_edges > 1000 or not add_self_loops:
+    else:
+        assert_close(c_self, dinv**2 * weights, torch.float64)
+    if g.num_edges > 1000 or loops == "none":
         return  # numerical differentiation is for the small graphs, away from degrees at 0
     positive = (mask + 0.5).requires_grad_()
     assert torch.autograd.gradcheck(
@@ -199,10 +201,11 @@ def test_opcheck(each_backend, zoo):
         torch.library.opcheck(torch.ops.acefast.spmm, (*g.arrays, x, *optional, False))
         torch.library.opcheck(torch.ops.acefast.spmm_bwd, (*g.arrays, dy, x, *optional, True, True, False))
     torch.library.opcheck(torch.ops.acefast.sddmm, (*g.arrays, x, dy))
-    torch.library.opcheck(torch.ops.acefast.gcn_norm, (*g.arrays, mask, keep, True, True))
-    torch.library.opcheck(torch.ops.acefast.gcn_norm, (*g.arrays, None, None, False, False))
+    torch.library.opcheck(torch.ops.acefast.gcn_norm, (*g.arrays, mask, keep, torch.rand(6), True))
+    torch.library.opcheck(torch.ops.acefast.gcn_norm, (*g.arrays, None, None, None, False))
     dinv, dc = torch.rand(6), torch.rand(g.num_edges)
-    torch.library.opcheck(torch.ops.acefast.gcn_norm_bwd, (*g.arrays, dinv, dc, None, keep))
+    torch.library.opcheck(torch.ops.acefast.gcn_norm_bwd, (*g.arrays, dinv, dc, None, None, keep))
+    torch.library.opcheck(torch.ops.acefast.gcn_norm_bwd, (*g.arrays, dinv, dc, torch.rand(6), torch.rand(6), keep))
 
 
 def test_compiles_with_fullgraph(each_backend, zoo):
