@@ -57,12 +57,6 @@ void for_logits(const GatBatch<T>& b, const HeadLanes<A>& lanes, const Attention
   }
 }
 
-// What a row's logits are lowered by: their largest, 0 where there is none.
-template <class A>
-A finite_or_zero(A top) {
-  return std::isfinite(top) ? top : A(0);
-}
-
 // Softmax statistics of part of a row: the largest logit, the sum of exp(logit - largest) and of slope * mask times it.
 template <class A>
 struct RowPart {
@@ -115,12 +109,7 @@ void row_statistics(GatBatch<T>& b, const HeadLanes<A>& lanes, const Attention<A
 // lse and, where asked for, slope_sum of the rows with more than lanes.entries() slots.
 template <class T, class I, class A = acc_t<T>>
 void long_row_statistics(const Side<I>& side, const HeadLanes<A>& lanes, const Attention<A>& a, A* lse, A* slope_sum) {
-  std::vector<Piece> pieces;
-  for (int64_t i = 0; i < side.n; ++i) {
-    if (side.ptr[i + 1] - side.ptr[i] <= lanes.entries()) continue;
-    for (int64_t s = side.ptr[i]; s < side.ptr[i + 1]; s += kHubPiece)
-      pieces.push_back({i, i + 1, s, std::min(s + kHubPiece, side.ptr[i + 1]), 0});
-  }
+  const auto pieces = long_row_pieces(side.ptr, side.n, lanes.entries());
   std::vector<RowPart<A>> parts(pieces.size(), RowPart<A>(lanes.H));
   parallel_tasks(int64_t(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[task];

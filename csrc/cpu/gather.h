@@ -40,6 +40,7 @@ struct Batch {
   const A* self;                             // [row] or nullptr
   const T* selfrow;                          // [row, F]
   const A* bias = nullptr;                   // [F], added to every row
+  int64_t hub = -1;                          // the batch's hub piece, numbered as in the plan
   A* carry = nullptr;                        // [F], a batch that holds part of one row only:
   bool carry_in = false, carry_out = false;  // add to carry's sum; leave the sum there and not in out
 };
@@ -137,6 +138,17 @@ struct Plan {
   int64_t partials = 0;
 };
 
+// The pieces of all rows with more than `entries` slots, in order.
+inline std::vector<Piece> long_row_pieces(const int64_t* ptr, int64_t n, int64_t entries) {
+  std::vector<Piece> pieces;
+  for (int64_t i = 0; i < n; ++i) {
+    if (ptr[i + 1] - ptr[i] <= entries) continue;
+    for (int64_t s = ptr[i]; s < ptr[i + 1]; s += kHubPiece)
+      pieces.push_back({i, i + 1, s, std::min(s + kHubPiece, ptr[i + 1]), -1});
+  }
+  return pieces;
+}
+
 inline Plan plan_rows(const int64_t* ptr, int64_t n) {
   Plan plan;
   if (n == 0) return plan;
@@ -182,6 +194,7 @@ void gather_plan(const int64_t* ptr, int64_t n, int64_t F, const Setup& setup, c
     int64_t row = piece.row0, slot = piece.slot0;
     while (row < piece.row1) {
       b.row0 = row;
+      b.hub = piece.hub;
       b.carry = nullptr;
       b.carry_in = b.carry_out = false;
       const int64_t row_end = std::min(ptr[row + 1], piece.slot1);

@@ -2,11 +2,19 @@
 // apart, so that a vector covers the heads of `step` entries, or `blocks` vectors cover the heads of one.
 #pragma once
 
+#include <cmath>
+
 #include "cpu/exp.h"
 #include "cpu/gather.h"
 #include "cpu/random.h"
 
 namespace acefast {
+
+// What a row's logits are lowered by: their largest, 0 where there is none.
+template <class A>
+A finite_or_zero(A top) {
+  return std::isfinite(top) ? top : A(0);
+}
 
 template <class A>
 struct HeadLanes {

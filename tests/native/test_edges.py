@@ -140,3 +140,42 @@ def test_a_per_edge_tensor_of_the_wrong_length_is_refused():
     for length in (g.num_edges - 1, g.num_edges + 1):  # this graph names no edges by destination: a slot is an edge
         with pytest.raises(RuntimeError, match="length"):
             native("spmm", *g.arrays, x, None, torch.ones(length), None, None, None, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", [*ZOO, "large hub"])
+def test_edge_softmax(name, dtype):
+    g = HUB if name == "large hub" else ZOO[name]
+    keep = kept(g.num_edges, 0.6)
+    for heads, chosen in (((), "all"), ((3,), "keep"), ((8,), "selection"), ((20,), "all")):
+        s, da = normal(g.num_edges, *heads, dtype=dtype), normal(g.num_edges, *heads, dtype=dtype, seed=1)
+        if chosen != "all":
+            s[~keep] = da[~keep] = float("nan")
+        arrays, flags = selected(g, keep) if chosen == "selection" else g.arrays, keep if chosen == "keep" else None
+        (a,) = compare("edge_softmax", *arrays, s, flags, dtype=dtype)
+        compare("edge_softmax_bwd", *arrays, a, da, flags, dtype=dtype)
+
+
+def test_edge_softmax_of_large_scores():
+    s = (normal(HUB.num_edges, dtype=torch.float32) * 8).round() * 1000
+    (a,) = compare("edge_softmax", *HUB.arrays, s, None, dtype=torch.float32)
+    assert a.max() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*ZOO, "large hub"])
+def test_spmm_max(name, dtype):
+    g = HUB if name == "large hub" else ZOO[name]
+    keep = kept(g.num_edges, 0.6)
+    cases = [(1, 0, "all", True), (7, 3, "keep", False), (37, 2, "selection", True), (80, 1, "all", False)]
+    for F, factors, chosen, largest in cases[1:3] if g is HUB else cases:
+        x, dy, weight, mask, *_ = spmm_case(g, (F,), dtype, factors)
+        if chosen != "all":
+            mask[~keep] = float("nan")
+        arrays, flags = selected(g, keep) if chosen == "selection" else g.arrays, keep if chosen == "keep" else None
+        if F == 7:  # few values, so that extremes are shared; 64-bit indices
+            x, mask, weight = x.round(), mask.sign(), None
+            arrays = [None if t is None else t.long() for t in arrays]
+        y, arg = compare("spmm_max", *arrays, x, weight, mask, flags, largest, dtype=dtype)
+        for needs in ((True, True), (True, False), (False, True)):
+            compare("spmm_max_bwd", *arrays, dy, arg, x, weight, mask, flags, *needs, dtype=dtype)

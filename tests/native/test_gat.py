@@ -44,8 +44,8 @@ class Case:
 
 
 def inputs(g, case, dtype):
-    """The arguments of gat without `save`: (graph arrays, z, a_src, a_dst, mask, keep, ...). The mask of an edge that does not
-    exist is NaN."""
+    """The arguments of gat without `save`: (graph arrays, z, a_src, a_dst, mask, keep, ...). NaN is the mask of an edge
+    that does not exist."""
     generator = torch.Generator().manual_seed(1)
     acc = reference.accumulator(dtype)
 
