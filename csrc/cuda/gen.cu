@@ -152,6 +152,7 @@ __device__ __forceinline__ void finish_gen(const GenFwdArgs<T>& a, int64_t row, 
   if constexpr (KIND == kSoftmax) store_pack(a.lse + row * a.features + c, lse);
 }
 
+// ENCODED: for calls with an encoder. Kernels of single columns (VEC = 1) are compiled with it alone and serve all calls.
 template <typename T, int KIND, bool ENCODED, int VEC>
 __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a) {
   using A = acc_t<T>;
@@ -161,13 +162,14 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
   using Four = Quad<A>;
   ACEFAST_SHARED(shared_weight, Four, [kWeightQuads<A, VEC, ENCODED>]);
   ACEFAST_SHARED(shared_raw, Four, [kWarpsPerBlock][kRawQuads<A, ENCODED>]);
+  const bool encoded = ENCODED && (VEC > 1 || a.encoded);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   A* tile = reinterpret_cast<A*>(shared_weight);
   A* raw = reinterpret_cast<A*>(shared_raw[warp]);
   const int64_t items = 2 * a.pieces + a.rows;
   for (int64_t block = blockIdx.y; block < a.column_blocks; block += gridDim.y) {
-    if constexpr (ENCODED) {
+    if (encoded) {
       load_weight(a, block, group * VEC, tile);
       __syncthreads();
     }
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
         }
         __syncwarp();
         const int count = __popc(alive);
-        if constexpr (ENCODED) {
+        if (encoded) {
           load_raw(a, shared_id[warp], count, raw);
           __syncwarp();
         }
@@ -215,16 +217,16 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
             extra[u] = {};
             if (inside) {
               value[u] = load_pack<VEC>(a.x + shared_index[warp][edge[u]] * a.features + c);
-              if (!ENCODED && a.edge) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
+              if (!encoded && a.edge) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
             }
           }
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
             for (int v = 0; v < VEC; ++v)
-              message[u][v] = to_acc(value[u].v[v]) + (ENCODED ? bias[v] : to_acc(extra[u].v[v]));
+              message[u][v] = to_acc(value[u].v[v]) + (encoded ? bias[v] : to_acc(extra[u].v[v]));
           }
-          if constexpr (ENCODED) encode<T, VEC>(a, c, in_group, tile, raw, shared_id[warp], edge, message);
+          if (encoded) encode<T, VEC>(a, c, in_group, tile, raw, shared_id[warp], edge, message);
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
             const A mask = shared_mask[warp][edge[u]];
@@ -264,7 +266,7 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
                          a.partial_arg + seg.partial * a.features + c + v, a.features);
       }
     }
-    if constexpr (ENCODED) __syncthreads();
+    if (encoded) __syncthreads();
   }
 }
 
@@ -306,16 +308,21 @@ void launch_gen_fwd(GenFwdArgs<T> a, const Tensor& x, const DeviceScope& scope) 
   constexpr int kVec = kGenVec<T>;
   const bool whole = a.features % kVec == 0 && aligned16(a.x) && aligned16(a.y) && aligned16(a.lse) &&
                      (a.encoded || aligned16(a.edge));
-  dispatch_bool(whole, [&](auto vector) {
-    dispatch_bool(a.encoded, [&](auto encoded) {
-      constexpr int VEC = decltype(vector)::value ? kVec : 1;
-      a.group = group_lanes(a.features, VEC);
-      a.column_blocks = ceil_div(a.features, int64_t{a.group} * VEC);
-      dim3 grid = grid_of(2 * a.pieces + a.rows, kWarpsPerBlock);
-      grid.y = static_cast<unsigned>(std::min<int64_t>({a.column_blocks, 65535, kMostBlocks}));
-      ACEFAST_LAUNCH((gen_fwd_kernel<T, KIND, decltype(encoded)::value, VEC>), grid, kThreads, 0, scope.stream(), a);
-    });
-  });
+  const auto run = [&](auto encoded, auto vec) {
+    constexpr bool ENCODED = decltype(encoded)::value;
+    constexpr int VEC = decltype(vec)::value;
+    a.group = group_lanes(a.features, VEC);
+    a.column_blocks = ceil_div(a.features, int64_t{a.group} * VEC);
+    dim3 grid = grid_of(2 * a.pieces + a.rows, kWarpsPerBlock);
+    grid.y = static_cast<unsigned>(std::min<int64_t>({a.column_blocks, 65535, kMostBlocks}));
+    ACEFAST_LAUNCH((gen_fwd_kernel<T, KIND, ENCODED, VEC>), grid, kThreads, 0, scope.stream(), a);
+  };
+  using Whole = std::integral_constant<int, kVec>;
+  if (!whole || kVec == 1) {
+    run(std::true_type{}, std::integral_constant<int, 1>{});
+  } else if constexpr (kVec > 1) {
+    dispatch_bool(a.encoded, [&](auto encoded) { run(encoded, Whole{}); });
+  }
   if (a.pieces > 0) {
     const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(a.features, kWarp);
     ACEFAST_LAUNCH((gen_join_kernel<T, KIND>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a);

@@ -92,6 +92,7 @@ __device__ __forceinline__ void store_block_sum(const GenBwdArgs<T>& a, int64_t 
   __syncthreads();
 }
 
+// ENCODED: for calls with an encoder. Kernels of single columns (VEC = 1) are compiled with it alone and serve all calls.
 template <typename T, int KIND, bool ENCODED, int VEC>
 __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a) {
   using A = acc_t<T>;
@@ -106,16 +107,17 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
   using Four = Quad<A>;
   ACEFAST_SHARED(shared_weight, Four, [kWeightQuads<A, VEC, ENCODED>]);
   ACEFAST_SHARED(shared_raw, Four, [kWarpsPerBlock][kRawQuads<A, ENCODED>]);
+  const bool encoded = ENCODED && (VEC > 1 || a.encoded);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   A* tile = reinterpret_cast<A*>(shared_weight);
   A* raw = reinterpret_cast<A*>(shared_raw[warp]);
   const int64_t items = 2 * a.pieces + a.rows;
-  const int64_t tiles = ENCODED && a.need_dweight ? max((a.depth + kTile - 1) / kTile, int64_t{1}) : 1;
+  const int64_t tiles = encoded && a.need_dweight ? max((a.depth + kTile - 1) / kTile, int64_t{1}) : 1;
   for (int64_t pass = 0; pass < a.column_blocks * tiles; ++pass) {
     const int64_t block = pass / tiles, first_raw = pass % tiles * kTile;
     const bool first = first_raw == 0;  // later passes of a block of columns are for the weight's gradient alone
-    if constexpr (ENCODED) {
+    if (encoded) {
       load_weight(a, block, group * VEC, tile);
       __syncthreads();
     }
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
         }
         __syncwarp();
         const int count = __popc(visited);
-        if constexpr (ENCODED) {
+        if (encoded) {
           load_raw(a, shared_id[warp], count, raw);
           __syncwarp();
         }
@@ -171,7 +173,7 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
             extra[u] = {};
             if (inside) {
               load_destination<T, KIND, VEC>(a, shared_index[warp][edge[u]] * a.features + c, there[u]);
-              if (!ENCODED && a.edge) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
+              if (!encoded && a.edge) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
             }
           }
           if (KIND == kSum && a.arg.data && inside) {
@@ -187,9 +189,9 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) pre[u][v] = mine[v] + (ENCODED ? A(0) : to_acc(extra[u].v[v]));
+            for (int v = 0; v < VEC; ++v) pre[u][v] = mine[v] + (encoded ? A(0) : to_acc(extra[u].v[v]));
           }
-          if constexpr (ENCODED) encode<T, VEC>(a, c, in_group, tile, raw, shared_id[warp], edge, pre);
+          if (encoded) encode<T, VEC>(a, c, in_group, tile, raw, shared_id[warp], edge, pre);
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
             dot[u] = 0;
@@ -209,11 +211,11 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
               dpre[v] = kept && pre[u][v] > 0 ? dmessage * mask : A(0);
               acc[v] += dpre[v];
               if (kHasParam && kept) dparam[v] += share;
-              if constexpr (ENCODED) dbias[v] += dpre[v];
+              if (encoded) dbias[v] += dpre[v];
               result.v[v] = static_cast<T>(dpre[v]);
             }
-            if (!ENCODED && a.dedge && kept) store_pack(a.dedge + id * a.features + c, result);
-            if (ENCODED && a.need_dweight && kept) {
+            if (!encoded && a.dedge && kept) store_pack(a.dedge + id * a.features + c, result);
+            if (encoded && a.need_dweight && kept) {
 #pragma unroll
               for (int d = 0; d < kTile; ++d) {
                 if (first_raw + d >= a.depth) break;
@@ -252,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
         for (int v = 0; v < VEC; ++v) dparam[v] = KIND == kPower ? dparam[v] * A(kLn2) / param[v] : dparam[v];
         store_block_sum<T, VEC>(a, block, kParamSum, dparam, shared_sum);
       }
-      if constexpr (ENCODED) {
+      if (encoded) {
         if (a.need_dweight) {
           if (first) store_block_sum<T, VEC>(a, block, kBiasSum, dbias, shared_sum);
 #pragma unroll
@@ -263,7 +265,7 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
         }
       }
     }
-    if constexpr (ENCODED) __syncthreads();
+    if (encoded) __syncthreads();
   }
 }
 
@@ -356,14 +358,19 @@ void launch_gen_bwd(GenBwdArgs<T> a, int64_t n_dst, const Tensor& x, const Tenso
   constexpr int kVec = kGenVec<A>;
   const bool whole = a.features % kVec == 0 && aligned16(a.dy) && aligned16(a.y) && aligned16(a.lse) && aligned16(a.x) &&
                      aligned16(a.dx) && (a.encoded || (aligned16(a.edge) && aligned16(a.dedge)));
-  dispatch_bool(whole, [&](auto vector) {
-    dispatch_bool(a.encoded, [&](auto encoded) {
-      constexpr int VEC = decltype(vector)::value ? kVec : 1;
-      a.group = group_lanes(a.features, VEC);
-      a.column_blocks = ceil_div(a.features, int64_t{a.group} * VEC);
-      ACEFAST_LAUNCH((gen_bwd_kernel<T, KIND, decltype(encoded)::value, VEC>), grid, kThreads, 0, scope.stream(), a);
-    });
-  });
+  const auto run = [&](auto encoded, auto vec) {
+    constexpr bool ENCODED = decltype(encoded)::value;
+    constexpr int VEC = decltype(vec)::value;
+    a.group = group_lanes(a.features, VEC);
+    a.column_blocks = ceil_div(a.features, int64_t{a.group} * VEC);
+    ACEFAST_LAUNCH((gen_bwd_kernel<T, KIND, ENCODED, VEC>), grid, kThreads, 0, scope.stream(), a);
+  };
+  using Whole = std::integral_constant<int, kVec>;
+  if (!whole || kVec == 1) {
+    run(std::true_type{}, std::integral_constant<int, 1>{});
+  } else if constexpr (kVec > 1) {
+    dispatch_bool(a.encoded, [&](auto encoded) { run(encoded, Whole{}); });
+  }
   if (a.dx && a.pieces > 0) {
     const int64_t tasks = ceil_div(a.rows, kWarp) * ceil_div(a.features, kWarp);
     ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), grid_of(tasks, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.rows,
