@@ -15,7 +15,7 @@ struct IntVecOf {
 template <class A>
 using IntVec = typename IntVecOf<A>::type;  // lanes of the same width, and what comparisons of Vec<A> give
 
-// The larger and the smaller of two numbers per lane.
+// The larger and the smaller per lane; b where either is NaN.
 template <class A>
 inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
 #if defined(__AVX512F__)
@@ -108,7 +108,7 @@ inline Vec<A> vlog(Vec<A> x) {
   const I offset = bits<I>(splat(A(0.70710678118654752440)));
   const I above = bits<I>(scaled) - offset;
   const V k = __builtin_convertvector((above >> C::kMantissa) - (tiny ? I{} + 54 : I{}), V);
-  const V m = bits<V>((above & ((I{} + 1 << C::kMantissa) - 1)) + offset);
+  const V m = bits<V>((above & (((I{} + 1) << C::kMantissa) - 1)) + offset);
   const V f = m - A(1), s = f / (A(2) + f), z = s * s, half = f * f * A(0.5);
   const V tail = s * (half + z * horner(z, C::kLog)) + k * C::kLn2Lo;
   V y = k * C::kLn2Hi - ((half - tail) - f);

@@ -10,10 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from acefast import Graph
+from acefast.ops import backend, reference
+from tests.inputs import TOLERANCE, assert_close, graphs
+
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {"default": [], "avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
 LEVELS = {"DEFAULT": ["default"], "AVX2": ["default", "avx2"], "AVX512": ["default", "avx2", "avx512"]}
 HERE = torch.backends.cpu.get_cpu_capability()
+DTYPES = list(TOLERANCE)
+ZOO = graphs()
+SUM, SOFTMAX, SOFTMAX_SG, POWER, MAX = range(5)
+AGGREGATIONS = {"sum": SUM, "softmax": SOFTMAX, "softmax_sg": SOFTMAX_SG, "power": POWER, "max": MAX}
+
+pytestmark = pytest.mark.skipif(
+    not backend.native_library("cpu").exists(), reason="the CPU library was not built (ACEFAST_BUILD=none)"
+)
 
 # Each function applied to whole arrays, whose length is a multiple of the lanes.
 EXP_SOURCE = """
@@ -86,3 +98,179 @@ def test_error_of_exp_and_log(exp_libraries, dtype):
             np.testing.assert_allclose(apply(library, "log", edges_log), np.log(edges_log), rtol=2 * info.eps)
         subnormal = np.resize(np.log(info.tiny).astype(dtype) - np.arange(1, 9, dtype=dtype), 16)
         np.testing.assert_allclose(apply(library, "exp", subnormal), np.exp(subnormal), atol=info.smallest_subnormal * 2)
+
+
+def eighths(generator, dtype, *shape):
+    """Multiples of 1/8 within 3: sums and products of them are exact, so that no sign depends on the arithmetic."""
+    return (torch.randint(-24, 25, shape, generator=generator) / 8).to(dtype)
+
+
+def case(g, aggr, dtype, F, features="none", D=8, use_mask=True, keep_share=None, removed=False, selected=False, seed=0):
+    """(graph arrays, the arguments of gen after them): features none, rows or encoded."""
+    generator = torch.Generator().manual_seed(seed)
+    acc = reference.accumulator(dtype)
+
+    def uniform(low, high, *shape):
+        return (low + (high - low) * torch.rand(shape, dtype=torch.float64, generator=generator)).to(acc)
+
+    x, edge, weight, bias = eighths(generator, dtype, g.num_src, F), None, None, None
+    if features == "rows":
+        edge = eighths(generator, dtype, g.num_edges, F)
+    if features == "encoded":
+        edge = eighths(generator, dtype, g.num_edges, D)
+        weight, bias = eighths(generator, acc, F, D), eighths(generator, acc, F) if D != 1 else None
+    mask = None
+    if use_mask:  # max: powers of two, so that equal messages are equal in every arithmetic
+        mask = uniform(-0.5, 2, g.num_edges) if aggr != MAX else 2.0 ** torch.randint(-1, 2, (g.num_edges,), generator=generator)
+        mask = mask.to(acc)
+    keep = None if keep_share is None else torch.rand(g.num_edges, generator=generator) < keep_share
+    if keep is not None and mask is not None:
+        mask = torch.where(keep, mask, torch.nan)
+    param = {SOFTMAX: uniform(-1, 2, F), SOFTMAX_SG: uniform(-1, 2, F), POWER: uniform(0.5, 3, F)}.get(aggr)
+    row_scale = uniform(0.1, 1, g.num_dst) if aggr == POWER or (aggr == SUM and seed % 2) else None
+    count = None
+    if removed:
+        gone = torch.ones(g.num_edges, dtype=torch.bool) if keep is None else ~keep
+        dst = torch.repeat_interleave(torch.arange(g.num_dst), g.in_degrees())
+        ids = torch.arange(g.num_edges) if g.eid is None else g.eid.long()
+        count = torch.zeros(g.num_dst, dtype=torch.long).index_add_(0, dst, gone[ids].long())
+    arrays = g.arrays
+    if selected:
+        arrays, keep = g.select(keep).arrays, None
+    eps = 2.0**-10
+    return arrays, (x, edge, weight, bias, mask, keep, param, row_scale, count, aggr, eps)
+
+
+def wide(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def compare(op, arrays, args, dtype):
+    """Native with 1 and 2 threads to the bit, and against the reference in float64: within the tolerance, or within three
+    times what the reference itself loses in `dtype` (a gradient that cancels)."""
+    native = backend.implementation(op, "cpu", "native")
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(native(*arrays, *args))
+    finally:
+        torch.set_num_threads(before)
+    expected = getattr(reference, op)(*arrays, *map(wide, args))
+    narrow = getattr(reference, op)(*arrays, *args)
+    for n, (one, two, e, s) in enumerate(zip(*results, expected, narrow, strict=True)):
+        assert torch.equal(one, two), f"{op}[{n}]: 1 and 2 threads differ"
+        assert one.dtype == s.dtype and one.shape == s.shape, f"{op}[{n}]"
+        if e.is_floating_point():
+            infinite = e == -torch.inf  # lse of rows without edges
+            assert torch.equal(one == -torch.inf, infinite), f"{op}[{n}]"
+            one, e, s = (t.double().masked_fill(infinite, 0) for t in (one, e, s))
+            if (one - e).norm() > 3 * (s - e).norm():
+                assert_close(one, e, dtype, f"{op}[{n}]")
+        else:
+            assert torch.equal(one, e), f"{op}[{n}]"
+    return results[0]
+
+
+def compare_both(arrays, args, dtype, needs=(True, True, True, True), all_edges=False):
+    x, edge, _, _, mask, *_ = args
+    y, stat = compare("gen", arrays, args, dtype)
+    dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).to(dtype)
+    need_dx, need_dmask, need_dedge, need_dparam = needs
+    needs = (need_dx, need_dmask and mask is not None, need_dedge and edge is not None, need_dparam)
+    return compare("gen_bwd", arrays, (dy, y, stat, *args, *needs, all_edges), dtype)
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS.values(), ids=AGGREGATIONS)
+@pytest.mark.parametrize("name", ZOO)
+def test_graphs_and_options(name, aggr):
+    g = ZOO[name]
+    options = [
+        {"F": 37},
+        {"F": 64, "keep_share": 0.6, "features": "encoded", "dtype": torch.float64},
+        {"F": 7, "keep_share": 0.5, "removed": True, "features": "rows", "seed": 1},
+        {"F": 20, "keep_share": 0.4, "removed": True, "selected": True, "features": "rows"},
+        {"F": 1, "use_mask": False, "features": "encoded", "D": 3},
+    ]
+    for option in options:
+        dtype = option.pop("dtype", torch.float32)
+        arrays, args = case(g, aggr, dtype, **option)
+        compare_both(arrays, args, dtype)
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS.values(), ids=AGGREGATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(dtype, aggr):
+    g = ZOO["power_law"]
+    for features, F in (("none", 128), ("rows", 35), ("encoded", 21)):
+        arrays, args = case(g, aggr, dtype, F, features, keep_share=0.7)
+        arrays = [None if t is None else t.long() for t in arrays] if features == "rows" else arrays  # int64 indices
+        compare_both(arrays, args, dtype)
+
+
+@pytest.mark.parametrize("F", [0, 1, 16, 17, 40, 80, 129])
+def test_widths(F):
+    for aggr, features in ((SOFTMAX, "encoded"), (SUM, "none"), (POWER, "none")):
+        arrays, args = case(ZOO["bipartite"], aggr, torch.float32, F, features)
+        compare_both(arrays, args, torch.float32)
+
+
+@pytest.mark.parametrize("D", [0, 1, 2, 13, 40])
+def test_numbers_of_raw_features(D):
+    arrays, args = case(ZOO["sorted"], SOFTMAX, torch.float32, 33, "encoded", D)
+    *_, dweight, dbias, _ = compare_both(arrays, args, torch.float32)
+    assert dweight.shape == (33, D) and dbias.numel() == (0 if D == 1 else 33)
+
+
+@pytest.mark.parametrize("aggr", [SUM, SOFTMAX, SOFTMAX_SG])
+@pytest.mark.parametrize("features", ["none", "rows", "encoded"])
+def test_mask_gradient_of_removed_edges(features, aggr):
+    for name in ("power_law", "isolated"):
+        arrays, args = case(ZOO[name], aggr, torch.float32, 24, features, keep_share=0.5, removed=True, seed=1)
+        _, dmask, *_ = compare_both(arrays, args, torch.float32, all_edges=True)
+        assert dmask[~args[5]].abs().sum() > 0
+
+
+@pytest.mark.parametrize("needs", [(True, False, False, False), (False, True, False, True), (False, False, True, False)])
+def test_only_what_is_needed(needs):
+    for aggr, features in ((SOFTMAX, "rows"), (SUM, "encoded"), (POWER, "none"), (MAX, "rows")):
+        arrays, args = case(ZOO["power_law"], aggr, torch.float32, 19, features, keep_share=0.8)
+        compare_both(arrays, args, torch.float32, needs)
+
+
+@pytest.mark.parametrize("aggr", AGGREGATIONS.values(), ids=AGGREGATIONS)
+def test_hub_rows_are_cut_and_joined(aggr):
+    generator = torch.Generator().manual_seed(3)
+    other, here = torch.randint(0, 50, (20_000,), generator=generator), torch.full((20_000,), 20)
+    edges = torch.cat((torch.stack((other, here)), torch.stack((here, other))), 1)
+    g = Graph.from_edge_index(edges[:, torch.randperm(40_000, generator=generator)], num_nodes=50)
+    for option in ({}, {"keep_share": 0.3, "removed": True}, {"keep_share": -1.0}):
+        arrays, args = case(g, aggr, torch.float32, 19, "encoded" if option else "none", **option)
+        compare_both(arrays, args, torch.float32)
+
+
+def test_logits_of_any_size():
+    """Rising logits move the softmax's reference value many times; beyond 40 the backward gathers the lse itself."""
+    g = ZOO["hub"]
+    for scale in (1, 30, 1000):
+        arrays, args = case(g, SOFTMAX, torch.float64, 9)
+        args = list(args)
+        args[6] = args[6] * scale
+        y, stat = compare("gen", arrays, args, torch.float64)
+        assert (stat.max() > 40) == (scale > 1)
+        compare_both(arrays, args, torch.float64)
+    narrow = [t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args]
+    y, stat = backend.implementation("gen", "cpu", "native")(*arrays, *narrow)
+    assert y.isfinite().all() and (stat[g.in_degrees() > 0]).isfinite().all()
+
+
+def test_nan_of_kept_edges_shows():
+    g = ZOO["sorted"]
+    arrays, args = case(g, SOFTMAX, torch.float32, 20)
+    args[0][3, 5] = torch.nan
+    y, _ = backend.implementation("gen", "cpu", "native")(*arrays, *args)
+    touched = g.edge_index()[1][g.edge_index()[0] == 3].unique()
+    expected = torch.zeros(y.shape, dtype=torch.bool)
+    expected[touched, 5] = True
+    assert torch.equal(y.isnan(), expected)
