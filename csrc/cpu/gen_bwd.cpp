@@ -2,6 +2,8 @@
 // destination is gathered. For the softmax that is dy_i, y_i and lse_i; where every |lse| <= kFold it is packed into
 // dy_i exp(-lse_i) and y_i, two rows side by side, since exp(t msg) then neither overflows nor loses digits. The power
 // mean gathers row_scale_i dy_i and log y_i, packed likewise.
+#include <cstring>
+
 #include "cpu/gen.h"
 
 namespace acefast {
@@ -240,19 +242,6 @@ void backward(const BackwardArgs<T>& a, const AnySide& side) {
       for (int64_t i = 0; i < D1 * padded; ++i) a.dweight[i] += dweight[g * D1 * padded + i];
 }
 
-// Every |lse| that is not -inf is at most kFold.
-template <class A>
-bool foldable(const A* lse, int64_t n) {
-  std::atomic<bool> all{true};
-  parallel_range(n, 1 << 16, [&](int64_t begin, int64_t end) {
-    bool fits = true;
-    for (int64_t i = begin; i < end; ++i)
-      fits &= std::fabs(lse[i]) <= A(kFold) || lse[i] == -std::numeric_limits<A>::infinity();
-    if (!fits) all = false;
-  });
-  return all;
-}
-
 // Writes pack [n, 2 F]: per row and block of columns first(row, column, lanes) and then second.
 template <class A, int NV, class Row>
 void pack_rows(A* pack, int64_t begin, int64_t end, int64_t F, const Row& values) {
@@ -274,16 +263,25 @@ void pack_rows(A* pack, int64_t begin, int64_t end, int64_t F, const Row& values
   }
 }
 
-// The packed rows of the folded softmax.
+// The packed rows of the folded softmax. False where an |lse| is above kFold: pack is of no use then.
 template <class T, class A = acc_t<T>>
-void pack_folded(const BackwardArgs<T>& a, A* pack, int64_t n_dst) {
+bool pack_folded(const BackwardArgs<T>& a, A* pack, int64_t n_dst) {
+  std::atomic<bool> fits{true};
   parallel_range(n_dst, 256, [&](int64_t begin, int64_t end) {
+    if (!fits) return;
+    Vec<A> largest{};
     pack_rows<A, kVecsOf<kFoldedRule>>(pack, begin, end, a.F, [&](int64_t i, int64_t f, int n, Vec<A>& g, Vec<A>& y) {
       const int64_t at = i * a.F + f;
-      g = get<true>(a.dy + at, n) * vexp<A>(-get<true>(a.lse + at, n));
+      const Vec<A> lse = get<true>(a.lse + at, n);
+      // a row without edges (-inf) is not gathered
+      largest = vmax<A>(largest, lse == -std::numeric_limits<A>::infinity() ? Vec<A>{} : vmax<A>(lse, -lse));
+      g = get<true>(a.dy + at, n) * vexp<A>(-lse);
       y = get<true>(a.y + at, n);
     });
+    for (int l = 0; l < kLanesOf<A>; ++l)
+      if (!(largest[l] <= A(kFold))) fits = false;
   });
+  return fits;
 }
 
 // The packed rows of the power mean, and dparam's terms that belong to rows and not to edges, times p.
@@ -371,12 +369,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gen_bwd(
       zero(a.dedge, E * F);
     }
     Tensor pack = none_tensor(x, acc);
-    const bool fold = softmax && foldable(a.lse, g.n_dst * F);
-    if (fold || aggr == kPower) {
+    bool fold = false;
+    if (softmax || aggr == kPower) {
       pack = new_output(x, {g.n_dst, 2 * F}, acc);
-      A* rows = mutable_ptr<A>(pack);
-      fold ? pack_folded(a, rows, g.n_dst) : pack_power(a, rows, g.n_dst);
-      a.pack = rows;
+      a.pack = mutable_ptr<A>(pack);
+      if (softmax)
+        fold = pack_folded(a, mutable_ptr<A>(pack), g.n_dst);
+      else
+        pack_power(a, mutable_ptr<A>(pack), g.n_dst);
     }
     const AnySide side{g.colptr, g.row, g.ceid, g.n_src, a.wide_ids};
     if (aggr == kPower) {
