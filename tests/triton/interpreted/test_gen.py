@@ -1,22 +1,22 @@
 import pytest
 import torch
 
-from acefast.ops import reference
+from acefast import ops
+from acefast.ops import backend, reference
 from acefast.ops.triton import gen as kernels
 from acefast.ops.triton import rows
-from tests.inputs import graphs
+from tests.inputs import assert_close, graphs
 from tests.triton.cases import check_gen, gen_inputs, random_graph
 
 GRAPHS = graphs()
-AGGREGATIONS = (reference.SOFTMAX, reference.SOFTMAX_SG)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name not in ("hub", "power_law")])  # cut below
 def test_every_graph(name):
-    check_gen(GRAPHS[name], 5, torch.float32, removed=name in ("hub", "bipartite"), all_edges=name == "hub")
+    check_gen(GRAPHS[name], 5, torch.float32, removed=name == "bipartite")
 
 
-@pytest.mark.parametrize("aggr", AGGREGATIONS)
+@pytest.mark.parametrize("aggr", [reference.SOFTMAX, reference.SOFTMAX_SG])
 @pytest.mark.parametrize(("mask", "keep"), [(False, False), (False, True), (True, False), (True, True)])
 def test_options(mask, keep, aggr):
     check_gen(random_graph(11, 7), 3, torch.float32, aggr, mask, keep)
@@ -25,16 +25,16 @@ def test_options(mask, keep, aggr):
 
 
 @pytest.mark.parametrize("need", [(True, False, False), (False, True, False), (False, False, True), (False, False, False)])
-@pytest.mark.parametrize("aggr", AGGREGATIONS)
-def test_what_is_needed(need, aggr):
-    check_gen(random_graph(), 3, torch.float32, aggr, need=need)
+def test_what_is_needed(need):
+    check_gen(random_graph(), 3, torch.float32, need=need)
+    check_gen(random_graph(), 3, torch.float32, reference.SOFTMAX_SG, need=need)
 
 
-@pytest.mark.parametrize("num_feats", [0, 1, 33, 300])
-@pytest.mark.parametrize("removed", [False, True])
-def test_widths_and_selections(num_feats, removed):
-    check_gen(random_graph(), num_feats, torch.float32, removed=removed)
-    check_gen(random_graph(), num_feats, torch.float32, removed=removed, selection=True)
+@pytest.mark.parametrize(
+    ("num_feats", "removed", "selection"), [(0, False, False), (1, True, True), (33, False, True), (300, True, False)]
+)
+def test_widths_and_selections(num_feats, removed, selection):
+    check_gen(random_graph(), num_feats, torch.float32, removed=removed, selection=selection)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -46,7 +46,7 @@ def test_hubs_are_cut_and_joined(monkeypatch):
     monkeypatch.setattr(rows, "MIN_PIECE", 5)
     monkeypatch.setattr(rows, "PIECE_MEANS", 0)
     monkeypatch.setattr(rows, "MAX_ROWS", 5)
-    check_gen(random_graph(num_edges=60), 300, torch.float32, removed=True, all_edges=True)
+    check_gen(random_graph(num_edges=40), 300, torch.float32, removed=True, all_edges=True)
 
 
 def test_a_removed_edge_does_not_exist():
@@ -64,3 +64,19 @@ def test_a_removed_edge_does_not_exist():
     )
     assert dx.isfinite().all() and (dx[4] == 0).all() and dparam.isfinite().all()
     assert dmask.isfinite().all() and (dmask[~keep] == 0).all()
+
+
+def test_public_op_on_this_backend():
+    graph = random_graph()
+    _, inputs = gen_inputs(graph, 3, torch.float32)
+    results = []
+    for name in ("triton", "torch"):
+        x, mask, t = (t.clone().requires_grad_() for t in (inputs[0], inputs[4], inputs[6]))
+        with backend.backend(name):
+            y = ops.gen(graph, x, mask=mask, keep=inputs[5], t=t, pruned="in_denominator", mask_grad="all")
+            y.square().sum().backward()
+        results.append([y.detach(), x.grad, mask.grad, t.grad])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, torch.float32)
+    with backend.backend("triton"), pytest.raises(RuntimeError, match="softmax only"):
+        ops.gen(graph, inputs[0], aggr="max")
