@@ -1,8 +1,8 @@
-"""Graph attention and its backward in Triton: scores, softmax, masks, dropout and aggregation in one visit of each edge.
+"""Graph attention and its backward in Triton: scores, softmax, masks, dropout and sums in one visit of each edge.
 
 The forward runs by destination with an online softmax in base 2: a program keeps the maximum, the sum of the powers and
-the weighted sums of one row or of one piece of a hub; pieces are joined in order by the same rescaling. The backward runs
-by source over the CSC and recomputes alpha from the saved log-sum-exp. csrc/ops.h has the formulas.
+the weighted sums of one row or of one piece of a hub; pieces are joined in order by the same rescaling. The backward
+runs by source over the CSC and recomputes alpha from the saved log-sum-exp. csrc/ops.h has the formulas.
 """
 
 import torch
@@ -95,7 +95,7 @@ def gat_fwd_kernel(
     num_rows, num_edges, heads, num_feats, first_row, piece, windows, steps, stride,
     negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64,
     ACC: tl.constexpr, MASK_ON_LOGIT: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr,
-    QUADS: tl.constexpr, SAVE: tl.constexpr, HUBS: tl.constexpr, WAYS: tl.constexpr,
+    QUADS: tl.constexpr, SAVE: tl.constexpr, EXACT: tl.constexpr, HUBS: tl.constexpr, WAYS: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """One row or one piece of a hub, one block of its heads and features."""
@@ -105,8 +105,9 @@ def gat_fwd_kernel(
     slope, scale = tl.full((), negative_slope, ACC), tl.full((), drop_scale, ACC)
     key = tl.full((), seed, tl.int64)
     if row >= 0:
-        columns = heads * num_feats
-        first_h, first_f, h, m_h, c, m_c = column_block(tl.program_id(1), heads, num_feats, BLOCK_H, BLOCK_F)
+        feats = BLOCK_F if EXACT else num_feats  # known lengths give wide loads
+        columns = heads * feats
+        first_h, first_f, h, m_h, c, m_c = column_block(tl.program_id(1), heads, feats, BLOCK_H, BLOCK_F)
         b_dst = tl.load(a_dst + row * heads + h, mask=m_h, other=0.0)  # [BLOCK_H]
         b_top = tl.full((BLOCK_H,), float("-inf"), ACC)
         b_sum = tl.zeros((BLOCK_H,), dtype=ACC)
@@ -158,13 +159,15 @@ def gat_fwd_kernel(
 @triton.jit(do_not_specialize=["piece"])
 def gat_join_kernel(
     rowptr, owner, partial, partial_slope, stats, y, lse, slope_y, slope_sum, heads, num_feats, piece,
-    ACC: tl.constexpr, SAVE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
+    ACC: tl.constexpr, EXACT: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """The hub that begins in this window from its pieces, BLOCK_E of them at a time, first window first."""
     row = tl.load(owner + tl.program_id(0))
     if row >= 0:
-        columns = heads * num_feats
-        first_h, first_f, h, m_h, c, m_c = column_block(tl.program_id(1), heads, num_feats, BLOCK_H, BLOCK_F)
+        feats = BLOCK_F if EXACT else num_feats  # known lengths give wide loads
+        columns = heads * feats
+        first_h, first_f, h, m_h, c, m_c = column_block(tl.program_id(1), heads, feats, BLOCK_H, BLOCK_F)
         first, last, inside = hub_windows(rowptr, row, piece)
         b_top = tl.full((BLOCK_H,), float("-inf"), ACC)
         b_sum = tl.zeros((BLOCK_H,), dtype=ACC)
@@ -221,7 +224,8 @@ def gat_bwd_kernel(
     negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64,
     ACC: tl.constexpr, MASK_ON_LOGIT: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr,
     QUADS: tl.constexpr, NEED_DMASK: tl.constexpr, ONE_BLOCK: tl.constexpr, WHOLE_HEADS: tl.constexpr,
-    HUBS: tl.constexpr, WAYS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
+    EXACT: tl.constexpr, HUBS: tl.constexpr, WAYS: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """One source node j or one piece of a hub; blocks_per_program blocks of its heads and features.
 
@@ -234,10 +238,11 @@ def gat_bwd_kernel(
     slope, scale = tl.full((), negative_slope, ACC), tl.full((), drop_scale, ACC)
     key = tl.full((), seed, tl.int64)
     if j >= 0:
-        columns = heads * num_feats
+        feats = BLOCK_F if EXACT else num_feats  # known lengths give wide loads
+        columns = heads * feats
         for block in range(1 if ONE_BLOCK else blocks_per_program):
             first_h, first_f, h, m_h, c, m_c = column_block(
-                tl.program_id(1) * blocks_per_program + block, heads, num_feats, BLOCK_H, BLOCK_F
+                tl.program_id(1) * blocks_per_program + block, heads, feats, BLOCK_H, BLOCK_F
             )
             b_src = tl.load(a_src + j * heads + h, mask=m_h, other=0.0)
             b_z = tl.load(z + j * columns + c, mask=m_c, other=0.0).to(ACC)
@@ -262,8 +267,8 @@ def gat_bwd_kernel(
                     b_dot = tl.sum(b_dy * b_z[None, :, :], axis=2)  # [BLOCK_E, BLOCK_H]
                 else:
                     b_dot = tl.zeros((BLOCK_E, BLOCK_H), dtype=ACC)
-                    for f in range(0, num_feats, BLOCK_F):
-                        c_f, m_f = flat_columns(h, m_h, f, num_feats, BLOCK_F)
+                    for f in range(0, feats, BLOCK_F):
+                        c_f, m_f = flat_columns(h, m_h, f, feats, BLOCK_F)
                         b_z_f = tl.load(z + j * columns + c_f, mask=m_f, other=0.0).to(ACC)
                         b_dy_f = load_features(dy, i, columns, c_f, m_kept, m_f).to(ACC)
                         b_dot += tl.sum(b_dy_f * b_z_f[None, :, :], axis=2)
@@ -302,10 +307,11 @@ def gat_bwd_kernel(
                 tl.debug_barrier()  # the next block reads what other threads of this program stored in dmask
 
 
-def _options(heads, tile, acc, mask, mask_on_logit, dropout) -> dict:
+def _options(heads, num_feats, tile, acc, mask, mask_on_logit, dropout) -> dict:
     quads = heads % 4 == 0 and tile["BLOCK_H"] >= 4
     return {
         "ACC": acc, "MASK_ON_LOGIT": mask_on_logit and mask is not None, "DROPOUT": dropout > 0, "QUADS": quads,
+        "EXACT": num_feats == tile["BLOCK_F"],
         "MASK_OF_HEAD": mask is not None and mask.dim() == 2,
     }  # fmt: skip
 
@@ -340,12 +346,12 @@ def gat(
                 partial, partial_slope, stats, owner,
                 num_rows, num_slots, heads, num_feats, first, cut.piece, windows, cut.steps, cut.stride, *scalars,
                 SAVE=save, HUBS=cut.hubs, WAYS=cut.ways, **tile, **LAUNCH,
-                **_options(heads, tile, acc, mask, mask_on_logit, dropout),
+                **_options(heads, num_feats, tile, acc, mask, mask_on_logit, dropout),
             )  # fmt: skip
         if cut.hubs:
             gat_join_kernel[(2 * cut.windows, h_blocks * f_blocks)](
                 rowptr, owner, partial, partial_slope, stats, y, lse, slope_y, slope_sum, heads, num_feats, cut.piece,
-                ACC=acc, SAVE=save, **tile, **LAUNCH,
+                ACC=acc, EXACT=num_feats == tile["BLOCK_F"], SAVE=save, **tile, **LAUNCH,
             )  # fmt: skip
     return y, lse, slope_y, slope_sum
 
@@ -358,8 +364,8 @@ def gat_bwd(
     `acefast::gat_bwd`. dmask has no elements unless needed."""
     num_rows, num_slots, heads, num_feats = colptr.numel() - 1, row.numel(), z.size(1), z.size(2)
     if heads * num_feats == 0:
-        return reference.gat_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst, mask,
-                                 keep, mask_on_logit, negative_slope, dropout, seed, need_dmask)  # fmt: skip
+        return reference.gat_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst,
+                                 mask, keep, mask_on_logit, negative_slope, dropout, seed, need_dmask)  # fmt: skip
     dtype, acc = accumulator(z.dtype)
     dz, da_src, da_dst, mean = (torch.empty_like(t) for t in (z, a_src, a_dst, a_dst))
     dmask = a_src.new_empty(0)
@@ -384,7 +390,7 @@ def gat_bwd(
                 num_rows, num_slots, heads, num_feats, together, first, cut.piece, windows, cut.steps, cut.stride,
                 *_scalars(negative_slope, dropout, seed),
                 NEED_DMASK=need_dmask, ONE_BLOCK=together == 1, WHOLE_HEADS=f_blocks == 1, HUBS=cut.hubs, WAYS=cut.ways,
-                **tile, **LAUNCH, **_options(heads, tile, acc, mask, mask_on_logit, dropout),
+                **tile, **LAUNCH, **_options(heads, num_feats, tile, acc, mask, mask_on_logit, dropout),
             )  # fmt: skip
         join(cut, colptr, owner, partial, None, None, dy, dz, acc)
         join(cut, colptr, owner, partial_a, None, None, dy, da_src, acc)

@@ -1,8 +1,8 @@
 """The softmax aggregation of GENConv and its backward in Triton: msg_e = (relu(x_j) + eps) mask_e, softmax per column.
 
 The forward runs by destination with an online softmax in base 2, the backward by source over the CSC from the saved
-log-sum-exp, one visit of each edge. Edge features and the other aggregations are not served: `gen_declines`. csrc/ops.h has
-the formulas.
+log-sum-exp, one visit of each edge. Edge features and the other aggregations are not served: `gen_declines`.
+csrc/ops.h has the formulas.
 """
 
 import torch
@@ -226,8 +226,10 @@ def _tile(num_feats: int, element_size: int, widest: int, elements: int = 1024) 
     return {name: tile[name] for name in ("BLOCK_E", "BLOCK_F")}
 
 
-def gen_declines(rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr,
-               eps, all_edges) -> str | None:  # fmt: skip
+def gen_declines(
+    rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed,
+    aggr, eps, all_edges,
+) -> str | None:  # fmt: skip
     """Why a call of `gen` is not served, or None."""
     if aggr not in (reference.SOFTMAX, reference.SOFTMAX_SG):
         return "the Triton kernel of gen aggregates by softmax only"
@@ -242,8 +244,9 @@ def gen_bwd_declines(rowptr, col, eid, colptr, row, ceid, dy, y, stat, *args) ->
 
 
 def gen(
-    rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr, eps, all_edges
-) -> tuple[Tensor, Tensor]:
+    rowptr, col, eid, colptr, row, ceid, x, edge, weight, bias, mask, keep, param, row_scale, removed,
+    aggr, eps, all_edges,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y [N_dst, F], lse [N_dst, F]) of x [N_src, F]; the arguments of the schema `acefast::gen`."""
     num_rows, num_slots, num_feats = rowptr.numel() - 1, col.numel(), x.size(1)
     dtype, acc = accumulator(x.dtype)

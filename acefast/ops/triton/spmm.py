@@ -180,8 +180,10 @@ def spmm_bwd(
     dtype, acc = accumulator(x.dtype)
     dy, x = dy.contiguous(), x.contiguous()
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    edges = count_edges(num_slots, weight, mask, keep)
-    dcoef = new_per_edge(edges, num_slots, *x.shape[1:-1], like=x, dtype=dtype) if need_dcoef else x.new_empty(0, dtype=dtype)
+    dcoef = x.new_empty(0, dtype=dtype)
+    if need_dcoef:
+        edges = count_edges(num_slots, weight, mask, keep)
+        dcoef = new_per_edge(edges, num_slots, *x.shape[1:-1], like=x, dtype=dtype)
     dself = x.new_empty(num_rows if need_dcoef and self_weight is not None else 0, dtype=dtype)
     if x.numel() == 0 and num_rows > 0:
         return dx, dcoef.zero_(), dself.zero_()
