@@ -5,8 +5,8 @@
 // shared memory; then the warp splits into groups that gather one edge each, a group made of `slots` heads of `lanes` lanes.
 // The softmax is kept online: a running maximum per head, in powers of two. Pieces of long rows leave (maximum, sum,
 // unnormalised columns), which a second kernel joins in order. The backward visits each edge once, by source over the CSC.
-#include "attention.cuh"
 #include "gather.cuh"
+#include "rows.cuh"
 
 namespace acefast {
 namespace {
@@ -79,27 +79,6 @@ __device__ __forceinline__ A mask_of(const GatArgs<T, A, I>& a, int64_t e, int64
   return a.mask ? a.mask[a.mask_per_head ? e * a.heads + head : e] : A(1);
 }
 
-// Packs the kept edges of 32 slots into index and id, in order, and returns their number. removed(e) is called for the others.
-template <typename T, typename A, typename I, typename Removed>
-__device__ __forceinline__ int pack_edges(const GatArgs<T, A, I>& a, int64_t slot, int64_t end, I* index, I* id, int lane,
-                                          Removed removed) {
-  bool live = slot < end;
-  int64_t e = 0;
-  if (live) {
-    e = a.eid ? static_cast<int64_t>(a.eid[slot]) : slot;
-    live = !a.keep || a.keep[e];
-    if (!live) removed(e);
-  }
-  const unsigned alive = __ballot_sync(kFullMask, live);
-  if (live) {
-    const int rank = __popc(alive & lanes_below(lane));
-    index[rank] = a.idx[slot];
-    id[rank] = static_cast<I>(e);
-  }
-  __syncwarp();
-  return __popc(alive);
-}
-
 template <typename T, typename A, int VEC>
 __device__ __forceinline__ void store_columns(T* out, const A* acc, A scale) {
   Pack<T, VEC> result;
@@ -138,13 +117,13 @@ __global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A
     const int heads = static_cast<int>(min(int64_t{a.layout.heads}, a.heads - first_head));
     const bool has_logits = my.logit_head < heads;
     const int64_t logit_head = first_head + my.logit_head, head = first_head + my.head;
-    const int64_t first_column = (column_block * R * my.lanes + my.in_head) * VEC;  // of repeat 0; the next ones follow at lanes * VEC
+    const int64_t first_column = (column_block * R * my.lanes + my.in_head) * VEC;  // of repeat 0; the next follow at lanes * VEC
     const int64_t columns = my.head < heads ? a.features : 0;
     const A dst = has_logits ? a.a_dst[seg.row * a.heads + logit_head] : A(0);
     A top = -kInfinity<A>, sum = 0, slope_sum = 0;
     A acc[R * VEC] = {}, slope_acc[R * VEC] = {};
     for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
-      const int count = pack_edges(a, base + my.lane, seg.end, index, id, my.lane, [](int64_t) {});
+      const int count = pack_edges(a.idx, a.eid, a.keep, base + my.lane, seg.end, index, id, my.lane, [](int64_t) {});
       if (a.dropout.active) {
         fill_drop(a.dropout, coef, id, count, my.slots, a.heads, first_head, heads, my.lane);
         __syncwarp();
@@ -258,49 +237,38 @@ __global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A
   }
 }
 
-// Joins the pieces of every long row in the order of its slots. A warp looks at 32 rows and takes 32 of the columns, of which
-// the last `heads` stand for the heads' statistics.
+// Joins the pieces of every long row in the order of its slots; the last `heads` columns stand for the heads' statistics.
 template <typename T, typename A, typename I>
 __global__ void __launch_bounds__(kThreads) gat_join_kernel(const GatArgs<T, A, I> a) {
-  const int lane = lane_index();
-  const int64_t columns = a.heads * a.features, blocks = (columns + a.heads + kWarp - 1) / kWarp;
-  const int64_t items = (a.rows + kWarp - 1) / kWarp * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp_index(); item < items;
-       item += int64_t{gridDim.x} * kWarpsPerBlock) {
-    const int64_t first_row = item / blocks * kWarp, c = item % blocks * kWarp + lane, mine = first_row + lane;
-    unsigned long_rows = __ballot_sync(kFullMask, mine < a.rows && a.ptr[min(mine + 1, a.rows)] - a.ptr[min(mine, a.rows)] > kPiece);
-    for (; long_rows; long_rows &= long_rows - 1) {
-      const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1;
-      if (c >= columns + a.heads) continue;
-      const bool statistics = c >= columns;
-      const int64_t head = statistics ? c - columns : c / a.features;
-      const int64_t first = first_partial(a.ptr[row]), second = first / 2 * 2 + 2, last = last_partial(a.ptr[row + 1]);
-      const A* stat = a.partial_stat + head;
-      A top = stat[first * 3 * a.heads];
-      for (int64_t p = second; p <= last; p += 2) top = max(top, stat[p * 3 * a.heads]);
-      const A reference = exponent_base(top);
-      A sum = 0, slope_sum = 0, y = 0, slope_y = 0;
-      for (int64_t p = first; p <= last; p = p == first ? second : p + 2) {
-        const A* piece = stat + p * 3 * a.heads;
-        const A scale = exp2_of(piece[0] - reference);
-        sum += piece[a.heads] * scale;
-        if (statistics) {
-          slope_sum += piece[2 * a.heads] * scale;
-        } else {
-          y += a.partial[p * columns + c] * scale;
-          if (a.slope_sum) slope_y += a.partial_slope[p * columns + c] * scale;
-        }
-      }
-      const A scale = sum == 0 ? A(0) : A(1) / sum;
+  const int64_t columns = a.heads * a.features;
+  join_long_rows(a.ptr, a.rows, columns + a.heads, [&](int64_t row, int64_t c, int64_t first, int64_t second, int64_t last) {
+    const bool statistics = c >= columns;
+    const int64_t head = statistics ? c - columns : c / a.features;
+    const A* stat = a.partial_stat + head;
+    A top = stat[first * 3 * a.heads];
+    for (int64_t p = second; p <= last; p += 2) top = max(top, stat[p * 3 * a.heads]);
+    const A reference = exponent_base(top);
+    A sum = 0, slope_sum = 0, y = 0, slope_y = 0;
+    for (int64_t p = first; p <= last; p = p == first ? second : p + 2) {
+      const A* piece = stat + p * 3 * a.heads;
+      const A scale = exp2_of(piece[0] - reference);
+      sum += piece[a.heads] * scale;
       if (statistics) {
-        a.lse[row * a.heads + head] = (top + log2_of(sum)) * A(kLn2);
-        if (a.slope_sum) a.slope_sum[row * a.heads + head] = slope_sum * scale;
+        slope_sum += piece[2 * a.heads] * scale;
       } else {
-        a.out[row * columns + c] = static_cast<T>(y * scale);
-        if (a.slope_sum) a.slope_y[row * columns + c] = static_cast<T>(slope_y * scale);
+        y += a.partial[p * columns + c] * scale;
+        if (a.slope_sum) slope_y += a.partial_slope[p * columns + c] * scale;
       }
     }
-  }
+    const A scale = sum == 0 ? A(0) : A(1) / sum;
+    if (statistics) {
+      a.lse[row * a.heads + head] = (top + log2_of(sum)) * A(kLn2);
+      if (a.slope_sum) a.slope_sum[row * a.heads + head] = slope_sum * scale;
+    } else {
+      a.out[row * columns + c] = static_cast<T>(y * scale);
+      if (a.slope_sum) a.slope_y[row * columns + c] = static_cast<T>(slope_y * scale);
+    }
+  });
 }
 
 template <typename T, typename A>
@@ -387,7 +355,7 @@ __global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArg
         }
       }
       for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
-        const int count = pack_edges(a, base + my.lane, seg.end, index, id, my.lane, [&](int64_t e) {
+        const int count = pack_edges(a.idx, a.eid, a.keep, base + my.lane, seg.end, index, id, my.lane, [&](int64_t e) {
           if (!a.dmask || !needs_dots) return;
           if (a.mask_per_head) {
             for (int h = 0; h < heads; ++h) a.dmask[e * a.heads + first_head + h] = 0;
@@ -457,7 +425,8 @@ __global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArg
             for (int u = 0; u < kUnroll; ++u) {
               const int edge = turn + my.my_group + u * my.groups;
               if (edge < count) {
-                const Pack<T, VEC> dy = load_pack<VEC>(a.in + (static_cast<int64_t>(index[edge]) * a.heads + head) * a.features + c);
+                const int64_t place = (static_cast<int64_t>(index[edge]) * a.heads + head) * a.features + c;
+                const Pack<T, VEC> dy = load_pack<VEC>(a.in + place);
 #pragma unroll
                 for (int v = 0; v < VEC; ++v) dot[u] += to_acc(dy.v[v]) * to_acc(z.v[v]);
               }
@@ -514,8 +483,9 @@ __global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArg
 
 // The arguments that both directions share; the layout is set when the vector width is known.
 template <typename T, typename A, typename I>
-GatArgs<T, A, I> common_args(const Tensor& z, const Tensor& a_src, const Tensor& a_dst, const OptTensor& mask, const OptTensor& keep,
-                             bool mask_on_logit, double negative_slope, double dropout, int64_t seed, const GraphArgs& g) {
+GatArgs<T, A, I> common_args(const GraphArgs& g, const Tensor& z, const Tensor& a_src, const Tensor& a_dst,
+                             const OptTensor& mask, const OptTensor& keep, bool mask_on_logit, double negative_slope,
+                             double dropout, int64_t seed) {
   GatArgs<T, A, I> a{};
   a.a_src = ptr<A>(a_src);
   a.a_dst = ptr<A>(a_dst);
@@ -532,22 +502,9 @@ GatArgs<T, A, I> common_args(const Tensor& z, const Tensor& a_src, const Tensor&
   return a;
 }
 
-// Calls run(std::integral_constant<int, VEC>) with 16-byte vectors where they fit into a head and all pointers allow them.
-template <typename T, typename Run>
-void dispatch_vector(int64_t features, std::initializer_list<const void*> pointers, Run&& run) {
-  constexpr int kVec = 16 / sizeof(T);
-  bool vector = features % kVec == 0;
-  for (const void* p : pointers) vector = vector && aligned16(p);
-  if (vector) {
-    run(std::integral_constant<int, kVec>{});
-  } else {
-    run(std::integral_constant<int, 1>{});
-  }
-}
-
 template <typename T, typename A, typename I>
-void launch_gat_fwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& z, const Tensor& y, const Tensor& lse, const Tensor& slope_y,
-                    const Tensor& slope_sum, bool save, const DeviceScope& scope) {
+void launch_gat_fwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& z, const Tensor& y, const Tensor& lse,
+                    const Tensor& slope_y, const Tensor& slope_sum, bool save, const DeviceScope& scope) {
   a.ptr = g.rowptr;
   a.idx = static_cast<const I*>(g.col);
   a.eid = static_cast<const I*>(g.eid);
@@ -570,24 +527,24 @@ void launch_gat_fwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& z, con
     ACEFAST_LAUNCH((gat_fwd_kernel<T, A, I, VEC>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a);
   });
   if (a.pieces > 0) {
-    const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(a.heads * (a.features + 1), kWarp);
-    ACEFAST_LAUNCH((gat_join_kernel<T, A, I>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a);
+    ACEFAST_LAUNCH((gat_join_kernel<T, A, I>), join_grid(a.rows, a.heads * (a.features + 1)), kThreads, 0, scope.stream(), a);
   }
 }
 
 template <typename T, typename A, typename I>
-void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, const Tensor& y, const Tensor& lse, const Tensor& slope_y,
-                    const Tensor& slope_sum, const Tensor& z, bool need_dmask, const Tensor& dz, const Tensor& da_src,
-                    const Tensor& da_dst, const Tensor& dmask, const DeviceScope& scope) {
+void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, const Tensor& y, const Tensor& lse,
+                    const Tensor& slope_y, const Tensor& slope_sum, const Tensor& z, bool need_dmask, const Tensor& dz,
+                    const Tensor& da_src, const Tensor& da_dst, const Tensor& dmask, const DeviceScope& scope) {
   const ScalarType acc = lse.scalar_type();
   const Tensor stat = new_tensor(z, {g.n_dst, a.heads, 4}, acc);
   if (g.n_dst > 0) {
-    GatRowArgs<T, A> rows{ptr<T>(dy), ptr<T>(y), ptr<T>(slope_y), ptr<A>(lse), ptr<A>(slope_sum), a.a_dst, mutable_ptr<A>(da_dst),
-                          mutable_ptr<A>(stat), g.n_dst * a.heads, a.features, 1};
+    GatRowArgs<T, A> rows{ptr<T>(dy), ptr<T>(y), ptr<T>(slope_y), ptr<A>(lse), ptr<A>(slope_sum), a.a_dst,
+                          mutable_ptr<A>(da_dst), mutable_ptr<A>(stat), g.n_dst * a.heads, a.features, 1};
     dispatch_vector<T>(a.features, {rows.dy, rows.y, rows.slope_y}, [&](auto vec) {
       constexpr int VEC = decltype(vec)::value;
       rows.lanes = group_lanes(a.features, VEC);
-      ACEFAST_LAUNCH((gat_bwd_rows_kernel<T, A, VEC>), grid_of(rows.items, kThreads / rows.lanes), kThreads, 0, scope.stream(), rows);
+      ACEFAST_LAUNCH((gat_bwd_rows_kernel<T, A, VEC>), grid_of(rows.items, kThreads / rows.lanes), kThreads, 0, scope.stream(),
+                     rows);
     });
   }
   if (g.n_src == 0) return;
@@ -617,17 +574,17 @@ void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, co
   const auto join = [&](auto* out, const A* pieces, int64_t columns) {
     using TOut = std::remove_pointer_t<decltype(out)>;
     if (columns == 0) return;
-    ACEFAST_LAUNCH((spmm_join_kernel<TOut, TOut, A>), grid_of(ceil_div(a.rows, kWarp) * ceil_div(columns, kWarp), kWarpsPerBlock),
-                   kThreads, 0, scope.stream(), a.ptr, a.rows, columns, pieces, static_cast<const TOut*>(nullptr), out,
-                   static_cast<const A*>(nullptr), static_cast<const A*>(nullptr));
+    ACEFAST_LAUNCH((spmm_join_kernel<TOut, TOut, A>), join_grid(a.rows, columns), kThreads, 0, scope.stream(), a.ptr, a.rows,
+                   columns, pieces, static_cast<const TOut*>(nullptr), out, static_cast<const A*>(nullptr),
+                   static_cast<const A*>(nullptr));
   };
   join(a.out, a.partial, a.heads * a.features);
   join(a.da_src, a.partial_stat, a.heads);
 }
 
 // Returns E.
-int64_t check_gat(const char* op, const GraphArgs& g, const Tensor& col, const Tensor& z, const Tensor& a_src, const Tensor& a_dst,
-                  const OptTensor& mask, const OptTensor& keep, double dropout) {
+int64_t check_gat(const char* op, const GraphArgs& g, const Tensor& col, const Tensor& z, const Tensor& a_src,
+                  const Tensor& a_dst, const OptTensor& mask, const OptTensor& keep, double dropout) {
   check(z.dim() == 3, op, "z must have three dimensions");
   const int64_t heads = z.size(1), edges = edge_count(op, g, {&mask, &keep});
   const ScalarType acc = acc_type(z.scalar_type());
@@ -647,9 +604,10 @@ int64_t check_gat(const char* op, const GraphArgs& g, const Tensor& col, const T
   return edges;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gat(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row, OptTensor ceid,
-                                               Tensor z, Tensor a_src, Tensor a_dst, OptTensor mask, OptTensor keep,
-                                               bool mask_on_logit, double negative_slope, double dropout, int64_t seed, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gat(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row,
+                                               OptTensor ceid, Tensor z, Tensor a_src, Tensor a_dst, OptTensor mask,
+                                               OptTensor keep, bool mask_on_logit, double negative_slope, double dropout,
+                                               int64_t seed, bool save) {
   const GraphArgs g = graph_args("gat", rowptr, col, eid, colptr, row, ceid);
   check_gat("gat", g, col, z, a_src, a_dst, mask, keep, dropout);
   const DeviceScope scope(z);
@@ -662,8 +620,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(Tensor rowptr, Tensor col, OptTen
     dispatch_float("gat", dtype, [&](auto t) {
       dispatch_index("gat", g.index_type, [&](auto i) {
         using T = typename decltype(t)::type;
-        const auto a = common_args<T, acc_t<T>, typename decltype(i)::type>(z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope,
-                                                                            dropout, seed, g);
+        using I = typename decltype(i)::type;
+        const auto a = common_args<T, acc_t<T>, I>(g, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed);
         launch_gat_fwd(g, a, z, y, lse, slope_y, slope_sum, save, scope);
       });
     });
@@ -671,10 +629,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(Tensor rowptr, Tensor col, OptTen
   return {y, lse, slope_y, slope_sum};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row, OptTensor ceid,
-                                                   Tensor dy, Tensor y, Tensor lse, Tensor slope_y, Tensor slope_sum, Tensor z,
-                                                   Tensor a_src, Tensor a_dst, OptTensor mask, OptTensor keep, bool mask_on_logit,
-                                                   double negative_slope, double dropout, int64_t seed, bool need_dmask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row,
+                                                   OptTensor ceid, Tensor dy, Tensor y, Tensor lse, Tensor slope_y,
+                                                   Tensor slope_sum, Tensor z, Tensor a_src, Tensor a_dst, OptTensor mask,
+                                                   OptTensor keep, bool mask_on_logit, double negative_slope, double dropout,
+                                                   int64_t seed, bool need_dmask) {
   const GraphArgs g = graph_args("gat_bwd", rowptr, col, eid, colptr, row, ceid);
   const int64_t edges = check_gat("gat_bwd", g, col, z, a_src, a_dst, mask, keep, dropout);
   const ScalarType dtype = z.scalar_type(), acc = acc_type(dtype);
@@ -697,8 +656,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(Tensor rowptr, Tensor col, Op
     dispatch_float("gat_bwd", dtype, [&](auto t) {
       dispatch_index("gat_bwd", g.index_type, [&](auto i) {
         using T = typename decltype(t)::type;
-        const auto a = common_args<T, acc_t<T>, typename decltype(i)::type>(z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope,
-                                                                            dropout, seed, g);
+        using I = typename decltype(i)::type;
+        const auto a = common_args<T, acc_t<T>, I>(g, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed);
         launch_gat_bwd(g, a, dy, y, lse, slope_y, slope_sum, z, need_dmask, dz, da_src, da_dst, dmask, scope);
       });
     });

@@ -51,8 +51,14 @@ def nan_where_removed(t, existing):
 def close(op, args, what, scale=0.0):
     """The results of the op, compared with the reference on float64 inputs by norm. `scale`: the norm of the terms whose
     differences the results are. Infinities (lse of a row without edges) must agree."""
-    actual, narrow = run(op, *args), getattr(reference, op)(*args)
-    wide = getattr(reference, op)(*(a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args))
+
+    def reference_of(*arguments):
+        result = getattr(reference, op)(*arguments)
+        return [result] if isinstance(result, torch.Tensor) else result
+
+    actual, narrow = run(op, *args), reference_of(*args)
+    actual = [actual] if isinstance(actual, torch.Tensor) else actual
+    wide = reference_of(*(a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args))
     for place, (a, b, c) in enumerate(zip(actual, wide, narrow, strict=True)):
         name = f"{op}[{place}] {what}"
         assert a.dtype == c.dtype and a.shape == b.shape, f"{name}: {a.dtype} {list(a.shape)}"
@@ -123,3 +129,87 @@ def test_gat_of_nothing_kept_and_of_logits_without_bound():
     # Logits of +-500: only the differences within a row count.
     z, large = torch.randn(40, 2, 6), 1000 * (torch.arange(40) % 2 - 0.5).unsqueeze(1).expand(-1, 2).contiguous()
     close("gat", (*graph.arrays, z, a, large, None, None, False, 1.0, 0.0, 0, True), "large logits")
+
+
+def edge_values(graph, heads, existing, generator, dtype=torch.float32):
+    """Random values [E] or, with heads, [E, heads]; NaN on the edges that do not exist."""
+    shape = (graph.num_edges, heads) if heads else (graph.num_edges,)
+    return nan_where_removed(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype), existing)
+
+
+def check_edge_softmax(name, heads, dtype=torch.float32, keep=None, selected=None, wide_indices=False, infinite=0.0):
+    """`infinite`: the share of logits that are -inf."""
+    graph, generator = ZOO[name], torch.Generator().manual_seed(heads)
+    call, flags, existing = inputs(graph, selected, keep, generator, wide_indices)
+    s = 5 * edge_values(graph, heads, existing, generator, dtype)
+    s[torch.rand(s.shape, generator=generator) < infinite] = -torch.inf
+    what = f"{name} H={heads} {dtype} {keep=} {selected=}"
+    (a,) = close("edge_softmax", (*call, s, flags), what)
+    a[~existing] = torch.nan
+    close("edge_softmax_bwd", (*call, a, edge_values(graph, heads, existing, generator, dtype), flags), what)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_edge_softmax_on_every_graph(name):
+    check_edge_softmax(name, 0)
+    check_edge_softmax(name, 1, keep=0.6, wide_indices=True)
+    check_edge_softmax(name, 3, torch.float64, selected=0.6)
+    check_edge_softmax(name, 8, keep=0.6, selected=0.6)
+    check_edge_softmax(name, 40)
+
+
+def test_edge_softmax_of_nothing_kept_and_of_infinite_logits():
+    for name in ("power_law", "long_rows"):
+        check_edge_softmax(name, 2, keep=0.0)
+        check_edge_softmax(name, 2, selected=0.0)
+        check_edge_softmax(name, 2, infinite=0.7)
+        check_edge_softmax(name, 0, infinite=1.0)
+
+
+def check_spmm_max(name, features, dtype=torch.float32, chosen=("weight", "mask", "keep"), selected=None, wide_indices=False,
+                   prepare=lambda t: t):  # fmt: skip
+    """Small whole numbers: every product is exact and most columns have several equal extremes."""
+    graph, generator, acc = ZOO[name], torch.Generator().manual_seed(features), accumulator(dtype)
+    call, flags, existing = inputs(graph, selected, 0.6 if "keep" in chosen else None, generator, wide_indices)
+
+    def whole(*shape, dtype):
+        return torch.randint(-3, 4, shape, generator=generator).to(dtype)
+
+    x, dy = (prepare(whole(rows, features, dtype=dtype)) for rows in (graph.num_src, graph.num_dst))
+    weight, mask = (
+        nan_where_removed(whole(graph.num_edges, dtype=acc), existing) if factor in chosen else None for factor in ("weight", "mask")
+    )
+    for largest in (True, False):
+        what = f"{name} F={features} {dtype} {chosen} {selected=} {largest=}"
+        args = *call, x, weight, mask, flags
+        y, arg = run("spmm_max", *args, largest)
+        expected, first = reference.spmm_max(*args, largest)
+        assert torch.equal(y, expected) and torch.equal(arg, first) and arg.dtype == first.dtype, what
+        for need in ((True, True), (True, False), (False, True)):
+            close("spmm_max_bwd", (*call, dy, prepare(arg), x, weight, mask, flags, *need), what)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_spmm_max_on_every_graph(name):
+    check_spmm_max(name, 7)
+    check_spmm_max(name, 33, chosen=("mask",), selected=0.6)
+    check_spmm_max(name, 132, chosen=())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_spmm_max_in_every_dtype(dtype):
+    check_spmm_max("power_law", 64, dtype, wide_indices=True)
+    check_spmm_max("long_rows", 16, dtype)
+    check_spmm_max("hub", 3, dtype, prepare=unaligned, selected=0.7)
+
+
+def test_spmm_max_without_columns_or_edges_and_of_nan():
+    check_spmm_max("power_law", 0)
+    check_spmm_max("power_law", 8, selected=0.0)
+    graph, x = ZOO["hub"], torch.randn(40, 6)
+    x[5] = torch.nan
+    y, arg = run("spmm_max", *graph.arrays, x, None, None, None, True)
+    source, destination = graph.edge_index()
+    reached = torch.zeros(40, dtype=torch.bool)
+    reached[destination[source == 5]] = True
+    assert torch.equal(y.isnan().all(1), reached) and (source[arg[reached].long()] == 5).all() and not y[~reached].isnan().any()

@@ -13,7 +13,7 @@ from tests.simt import build
 
 CASES = {
     "cases_graph.py": ("spmm", "sddmm", "gcn_norm"),
-    "cases_attention.py": ("gat",),
+    "cases_attention.py": ("gat", "edge_softmax", "spmm_max"),
     "cases_gen.py": ("gen",),
     "cases_dense.py": ("relu_dropout", "masked_linear", "topk_mask"),
 }

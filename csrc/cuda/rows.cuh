@@ -1,10 +1,13 @@
-// What the ops over the softmax of a row share: base-2 exponentials and the dropout of attention coefficients.
+// What gat, edge_softmax and spmm_max share: the kept edges of a warp's slots, reductions over strided lanes, base-2 exponentials
+// and the dropout of attention coefficients.
 #pragma once
 
 #include "common.cuh"
 #include "common/philox.h"
 
+#include <initializer_list>
 #include <limits>
+#include <type_traits>
 
 namespace acefast {
 
@@ -37,6 +40,50 @@ inline int power_of_two(int64_t at_least, int at_most) {
   return n;
 }
 
+// Packs the kept edges of 32 slots, one per lane, into index and id, in order, and returns their number.
+// removed(e) is called for each of the others. All 32 lanes call.
+template <typename I, typename Removed>
+__device__ __forceinline__ int pack_edges(const I* idx, const I* eid, const bool* keep, int64_t slot, int64_t end, I* index,
+                                          I* id, int lane, Removed removed) {
+  bool live = slot < end;
+  int64_t e = 0;
+  if (live) {
+    e = eid ? static_cast<int64_t>(eid[slot]) : slot;
+    live = !keep || keep[e];
+    if (!live) removed(e);
+  }
+  const unsigned alive = __ballot_sync(kFullMask, live);
+  if (live) {
+    const int rank = __popc(alive & lanes_below(lane));
+    index[rank] = idx[slot];
+    id[rank] = static_cast<I>(e);
+  }
+  __syncwarp();
+  return __popc(alive);
+}
+
+// Calls join(row, column, first, second, last) once for every long row and column: the row's partial sums are first, and then
+// every second one from second to last. A warp looks at 32 rows and takes 32 columns.
+template <typename Join>
+__device__ __forceinline__ void join_long_rows(const int64_t* ptr, int64_t rows, int64_t columns, Join join) {
+  const int lane = lane_index();
+  const int64_t blocks = (columns + kWarp - 1) / kWarp, items = (rows + kWarp - 1) / kWarp * blocks;
+  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp_index(); item < items;
+       item += int64_t{gridDim.x} * kWarpsPerBlock) {
+    const int64_t first_row = item / blocks * kWarp, column = item % blocks * kWarp + lane, mine = first_row + lane;
+    unsigned long_rows = __ballot_sync(kFullMask, mine < rows && ptr[min(mine + 1, rows)] - ptr[min(mine, rows)] > kPiece);
+    for (; long_rows; long_rows &= long_rows - 1) {
+      const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1, first = first_partial(ptr[row]);
+      if (column < columns) join(row, column, first, first / 2 * 2 + 2, last_partial(ptr[row + 1]));
+    }
+  }
+}
+
+// Its grid.
+inline dim3 join_grid(int64_t rows, int64_t columns) {
+  return grid_of(ceil_div(rows, kWarp) * ceil_div(columns, kWarp), kWarpsPerBlock);
+}
+
 // What exp2 takes the exponents relative to: the largest one, or 0 where all are -inf.
 template <typename A>
 __device__ __forceinline__ A exponent_base(A top) {
@@ -53,7 +100,8 @@ struct Dropout {
 
 template <typename A>
 Dropout<A> make_dropout(double p, int64_t seed) {
-  return {p > 0, static_cast<uint64_t>(p * 4294967296.0), static_cast<uint64_t>(seed), static_cast<A>(p < 1 ? 1.0 / (1.0 - p) : 0.0)};
+  return {p > 0, static_cast<uint64_t>(p * 4294967296.0), static_cast<uint64_t>(seed),
+          static_cast<A>(p < 1 ? 1.0 / (1.0 - p) : 0.0)};
 }
 
 // drop[k * slots + h] = the factor of edge id[k] and head first_head + h, for k < count and h < heads <= slots; all lanes of a
@@ -81,6 +129,20 @@ __device__ __forceinline__ void fill_drop(const Dropout<A>& d, A* drop, const I*
     const int i = static_cast<int>(n % 4);
     const uint32_t low = i & 1 ? words.w[1] : words.w[0], high = i & 1 ? words.w[3] : words.w[2];
     drop[k] = (i & 2 ? high : low) >= d.threshold ? d.scale : A(0);
+  }
+}
+
+// Calls run(std::integral_constant<int, VEC>) with 16-byte vectors where whole ones make up the `features` and all pointers
+// are aligned, else with VEC = 1.
+template <typename T, typename Run>
+void dispatch_vector(int64_t features, std::initializer_list<const void*> pointers, Run&& run) {
+  constexpr int kVec = 16 / sizeof(T);
+  bool vector = features % kVec == 0;
+  for (const void* p : pointers) vector = vector && aligned16(p);
+  if (vector) {
+    run(std::integral_constant<int, kVec>{});
+  } else {
+    run(std::integral_constant<int, 1>{});
   }
 }
 
