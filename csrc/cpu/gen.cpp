@@ -248,7 +248,8 @@ std::tuple<Tensor, Tensor> gen(const Tensor& rowptr, const Tensor& col, const Op
                                const Tensor& row, const OptTensor& ceid, const Tensor& x, const OptTensor& edge,
                                const OptTensor& weight, const OptTensor& bias, const OptTensor& mask,
                                const OptTensor& keep, const OptTensor& param, const OptTensor& row_scale,
-                               const OptTensor& removed, int64_t aggr, double eps) {
+                               const OptTensor& removed, int64_t aggr, double eps,
+                               bool /*all_edges: of the backward*/) {
   const char* op = "gen";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   const GenSizes sizes = check_gen(op, g, col, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr);

@@ -121,7 +121,7 @@ template <class A>
 
 template <class A>
 void prefetch_any(const AnySide& any, int64_t s0, int64_t s1, const A* mask, const uint8_t* keep) {
-  any.typed([&](const auto& side) { prefetch_slots(side, s0, s1, static_cast<const A*>(nullptr), mask, keep); });
+  any.typed([&](const auto& side) { prefetch_slots(side, s0, s1, static_cast<const A*>(nullptr), mask, keep, 1); });
 }
 
 // Sets the masks (1 where absent) and the raw features.
@@ -245,9 +245,7 @@ inline GenSizes check_gen(const char* op, const GraphArgs& g, const Tensor& like
   const ScalarType acc = acc_type(x.scalar_type());
   check_tensor(op, "x", x, like, {g.n_src, F});
   check(!edge || edge->dim() == 2, op, "edge must have two dimensions");
-  const int64_t E = edge ? edge->size(0) : mask ? mask->size(0) : keep ? keep->size(0) : g.n_edges;
-  check(E == g.n_edges || g.n_edges == 0 || (E > g.n_edges && g.eid && g.ceid), op,
-        "per-edge tensors must have an element per edge");
+  const int64_t E = edge_count(op, g, {&edge, &mask, &keep});
   const int64_t D = edge ? edge->size(1) : 0;
   check(!weight || edge, op, "weight needs edge");
   check(!bias || weight, op, "bias needs weight");

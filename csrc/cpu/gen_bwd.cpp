@@ -2,8 +2,6 @@
 // destination is gathered. For the softmax that is dy_i, y_i and lse_i; where every |lse| <= kFold it is packed into
 // dy_i exp(-lse_i) and y_i, two rows side by side, since exp(t msg) then neither overflows nor loses digits. The power
 // mean gathers row_scale_i dy_i and log y_i, packed likewise.
-#include <cstring>
-
 #include "cpu/gen.h"
 
 namespace acefast {
@@ -360,13 +358,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gen_bwd(
     a.removed_dots = all_edges && (aggr == kSum || (softmax && removed));
     if (need_dparam) std::fill_n(mutable_ptr<A>(dparam), F, A(0));
     if (E > g.n_edges) {  // edges that no slot names
-      const auto zero = [](auto* p, int64_t n) {
-        parallel_range(p ? n : 0, 1 << 18, [&](int64_t begin, int64_t end) {
-          std::memset(static_cast<void*>(p + begin), 0, (end - begin) * sizeof *p);
-        });
-      };
-      zero(a.dmask, E);
-      zero(a.dedge, E * F);
+      if (a.dmask) parallel_zero(a.dmask, E);
+      if (a.dedge) parallel_zero(a.dedge, E * F);
     }
     Tensor pack = none_tensor(x, acc);
     bool fold = false;

@@ -107,7 +107,7 @@ def eighths(generator, dtype, *shape):
 
 
 def case(g, aggr, dtype, F, features="none", D=8, use_mask=True, keep_share=None, removed=False, selected=False, seed=0):
-    """(graph arrays, the arguments of gen after them): features none, rows or encoded."""
+    """(graph arrays, the arguments of gen after them but all_edges): features none, rows or encoded."""
     generator = torch.Generator().manual_seed(seed)
     acc = reference.accumulator(dtype)
 
@@ -181,7 +181,7 @@ def compare(op, arrays, args, dtype, threads=(1,)):
 
 def compare_both(arrays, args, dtype, needs=(True, True, True, True), all_edges=False, threads=(1,)):
     edge, mask = args[1], args[4]
-    y, stat = compare("gen", arrays, args, dtype, threads)
+    y, stat = compare("gen", arrays, (*args, all_edges), dtype, threads)
     dy = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).to(dtype)
     need_dx, need_dmask, need_dedge, need_dparam = needs
     needs = (need_dx, need_dmask and mask is not None, need_dedge and edge is not None, need_dparam)
@@ -263,11 +263,11 @@ def test_logits_of_any_size():
         arrays, args = case(g, SOFTMAX, torch.float64, 9)
         args = list(args)
         args[6] = args[6] * scale
-        y, stat = compare("gen", arrays, args, torch.float64)
+        y, stat = compare("gen", arrays, (*args, False), torch.float64)
         assert (stat.max() > 40) == (scale > 1)
         compare_both(arrays, args, torch.float64)
     narrow = [t.float() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in args]
-    y, stat = backend.implementation("gen", "cpu", "native")(*arrays, *narrow)
+    y, stat = backend.implementation("gen", "cpu", "native")(*arrays, *narrow, False)
     assert y.isfinite().all() and (stat[g.in_degrees() > 0]).isfinite().all()
 
 
@@ -275,7 +275,7 @@ def test_nan_of_kept_edges_shows():
     g = ZOO["sorted"]
     arrays, args = case(g, SOFTMAX, torch.float32, 20)
     args[0][3, 5] = torch.nan
-    y, _ = backend.implementation("gen", "cpu", "native")(*arrays, *args)
+    y, _ = backend.implementation("gen", "cpu", "native")(*arrays, *args, False)
     touched = g.edge_index()[1][g.edge_index()[0] == 3].unique()
     expected = torch.zeros(y.shape, dtype=torch.bool)
     expected[touched, 5] = True
@@ -295,7 +295,7 @@ x, edge, weight, mask, t = torch.randn(N, F), torch.randn(E, D), torch.randn(F, 
 args = (x, edge, weight, None, mask, None, t, None, None, 1, 1e-7)
 native = [backend.implementation(op, "cpu", "native") for op in ("gen", "gen_bwd")]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-y, stat = native[0](*g.arrays, *args)
+y, stat = native[0](*g.arrays, *args, False)
 native[1](*g.arrays, y, y, stat, *args, True, True, True, True, False)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
