@@ -1,5 +1,5 @@
-// exp and log on vectors of the accumulator type. Over all finite arguments whose result is a normal number the error is
-// at most 1.5 ulp (float and double; tests/native/test_gen.py measures it), on every instruction set.
+// exp and log on vectors of the accumulator type. Over all finite arguments whose result is a normal number the error
+// is at most 1.5 ulp (float and double; tests/native/test_gen.py measures it), on every instruction set.
 #pragma once
 
 #include <limits>
@@ -59,8 +59,9 @@ struct Consts<double> {
   static constexpr double kExpLow = -746., kExpHigh = 710.;
   static constexpr double kRound = 0x1.8p52;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01, kLn2Lo = 1.90821492927058770002e-10;
-  static constexpr double kExp[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
-                                    1. / 5040,       1. / 720,       1. / 120,      1. / 24,      1. / 6,      1. / 2};
+  static constexpr double kExp[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
+                                    1. / 362880,     1. / 40320,     1. / 5040,     1. / 720,
+                                    1. / 120,        1. / 24,        1. / 6,        1. / 2};
   static constexpr double kLog[] = {1.479819860511658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01,
                                     2.222219843214978396e-01, 2.857142874366239149e-01, 3.999999999940941908e-01,
                                     6.666666666666735130e-01};

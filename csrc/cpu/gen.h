@@ -23,8 +23,8 @@ inline constexpr int kGenVecs = 4;  // vectors of columns that one visit of an e
 inline constexpr int kGenVecs = 2;
 #endif
 
-// Calls wide(f0) for blocks of NV vectors of columns and narrow(f0, n) for the rest, n <= L columns each. With NV = 1 all
-// are narrow.
+// Calls wide(f0) for blocks of NV vectors of columns and narrow(f0, n) for the rest, n <= L columns each. With NV = 1
+// all are narrow.
 template <int NV, int L, class Wide, class Narrow>
 void column_blocks(int64_t F, const Wide& wide, const Narrow& narrow) {
   int64_t f0 = 0;
@@ -198,7 +198,7 @@ void walk_piece(Entries<A>& b, const int64_t* ptr, const Piece& piece, int64_t e
 // The same result for any number of threads: at most kGroups sums over the edges, each over pieces fixed by the data.
 inline constexpr int64_t kGroups = 256;
 
-// Calls work(entries, carry, piece, group) for every piece of the plan; pieces of one group run in order, on one thread.
+// Calls work(entries, carry, piece, group) for every piece of the plan; those of one group run in order, on one thread.
 // The carried state has `state` elements; a hub's piece leaves its own in partial[piece.hub * state].
 template <class A, class Work>
 void walk_plan(const Plan& plan, int64_t state, std::vector<A>& partial, const Work& work) {
@@ -236,9 +236,10 @@ struct GenArgs {
   Encoder<A> encoder;
 };
 
-inline GenSizes check_gen(const char* op, const GraphArgs& g, const Tensor& like, const Tensor& x, const OptTensor& edge,
-                          const OptTensor& weight, const OptTensor& bias, const OptTensor& mask, const OptTensor& keep,
-                          const OptTensor& param, const OptTensor& row_scale, const OptTensor& removed, int64_t aggr) {
+inline GenSizes check_gen(const char* op, const GraphArgs& g, const Tensor& like, const Tensor& x,
+                          const OptTensor& edge, const OptTensor& weight, const OptTensor& bias, const OptTensor& mask,
+                          const OptTensor& keep, const OptTensor& param, const OptTensor& row_scale,
+                          const OptTensor& removed, int64_t aggr) {
   check(aggr >= kSum && aggr <= kMax, op, "aggr must be in 0 .. 4");
   check(x.dim() == 2, op, "x must have two dimensions");
   const int64_t F = x.size(1);

@@ -44,7 +44,8 @@ inline IntVec<A> hits(const I* arg, int64_t id, int n) {
 
 // sums[d, f0 ..] += sum over `count` entries from k0 of raw_d * dpre.
 template <int NV, class A>
-[[gnu::noinline]] void add_products(Entries<A>& b, const Encoder<A>& encoder, int64_t k0, int count, int64_t f0, const A* dpre) {
+[[gnu::noinline]] void add_products(Entries<A>& b, const Encoder<A>& encoder, int64_t k0, int count, int64_t f0,
+                                    const A* dpre) {
   using V = Vec<A>;
   constexpr int L = kLanesOf<A>;
   const int64_t D1 = encoder.D1;
@@ -129,7 +130,8 @@ template <class T, int RULE, int FEATURES, int NV, bool NARROW>
             weighted = vexp<A>(param[v] * msg) * get<NARROW>(p, n);
             mean = get<NARROW>(p + width, n);
           } else {
-            weighted = vexp<A>(param[v] * msg - get<NARROW>(a.lse + off + column, n)) * get<NARROW>(a.dy + off + column, n);
+            const V beta = vexp<A>(param[v] * msg - get<NARROW>(a.lse + off + column, n));
+            weighted = beta * get<NARROW>(a.dy + off + column, n);
             mean = get<NARROW>(a.y + off + column, n);
           }
           const V above = msg - mean;
@@ -312,10 +314,10 @@ void pack_power(const BackwardArgs<T>& a, A* pack, int64_t n_dst) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gen_bwd(
     const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row,
-    const OptTensor& ceid, const Tensor& dy, const Tensor& y, const Tensor& stat, const Tensor& x, const OptTensor& edge,
-    const OptTensor& weight, const OptTensor& bias, const OptTensor& mask, const OptTensor& keep, const OptTensor& param,
-    const OptTensor& row_scale, const OptTensor& removed, int64_t aggr, double eps, bool need_dx, bool need_dmask,
-    bool need_dedge, bool need_dparam, bool all_edges) {
+    const OptTensor& ceid, const Tensor& dy, const Tensor& y, const Tensor& stat, const Tensor& x,
+    const OptTensor& edge, const OptTensor& weight, const OptTensor& bias, const OptTensor& mask, const OptTensor& keep,
+    const OptTensor& param, const OptTensor& row_scale, const OptTensor& removed, int64_t aggr, double eps,
+    bool need_dx, bool need_dmask, bool need_dedge, bool need_dparam, bool all_edges) {
   const char* op = "gen_bwd";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   const GenSizes sizes = check_gen(op, g, col, x, edge, weight, bias, mask, keep, param, row_scale, removed, aggr);
