@@ -3,7 +3,7 @@
 // goes by source in one visit of each edge.
 #include <cmath>
 
-#include "cpu/heads.h"
+#include "cpu/heads_gather.h"
 #include "cpu/memory.h"
 #include "cpu/slots.h"
 
@@ -151,10 +151,14 @@ void coefficients(GatBatch<T>& b, const HeadLanes<A>& lanes, const Attention<A>&
     if (!part) {
       A* row_slope_sum = slope_sum ? slope_sum + i * H : nullptr;
       row_statistics(b, lanes, a, r, row_lse, b.sum.data(), row_slope_sum);
-      for (int64_t h = 0; h < H; ++h) {
-        b.factor[h] = b.sum[h] == 0 ? A(0) : 1 / b.sum[h];
-        row_lse[h] += std::log(b.sum[h]);
-        if (slope_sum) row_slope_sum[h] *= b.factor[h];
+      for (int64_t h = 0; h < H; h += lanes.L) {
+        const int64_t count = std::min(lanes.L, H - h);
+        const Vec<A> sum = load_some(b.sum.data() + h, count);
+        const Vec<A> factor = sum == A(0) ? Vec<A>{} : A(1) / sum;
+        store_some(b.factor.data() + h, factor, count);
+        store_some(row_lse + h, load_some(row_lse + h, count) + vlog<A>(sum), count);
+        if (slope_sum)
+          store_some(row_slope_sum + h, load_some(row_slope_sum + h, count) * factor, count);
       }
     }
     for (int64_t block = 0; block < lanes.blocks; ++block) {
@@ -171,11 +175,19 @@ void coefficients(GatBatch<T>& b, const HeadLanes<A>& lanes, const Attention<A>&
   }
 }
 
-// Takes head h of coefficients into the batch's own.
-template <class T, class A>
-void take_coef(Batch<T, T>& b, const HeadLanes<A>& lanes, const std::vector<A>& coef, int64_t h) {
+// gather_heads_dots for any number of columns, one head after the other.
+template <class T>
+void gather_each_head(Batch<T, T>& b, const HeadsGather<T>& w) {
   const int64_t n = b.begin[b.rows];
-  for (int64_t k = 0; k < n; ++k) b.coef[k] = coef[k * lanes.pitch + h];
+  for (int64_t h = 0; h < w.H; ++h) {
+    b.src = w.src + h * w.F;
+    b.center = w.center + h * w.F;
+    b.out = w.out + h * w.F;
+    for (int64_t k = 0; k < n; ++k) b.coef[k] = w.coef[k * w.pitch + h];
+    gather_batch<T, T, true, true>(b);
+    for (int64_t k = 0; k < n; ++k) w.dot[k * w.pitch + h] = b.dot[k];
+    if (b.carry) b.carry += w.F;
+  }
 }
 
 template <class T, class I, class A = acc_t<T>>
@@ -198,15 +210,7 @@ void gat_fwd(const Side<I>& side, int64_t H, int64_t F, const T* z, const Attent
         fill_edges(b, lanes, a);
         lanes.copy(a.a_src, H, b.idx, b.begin[b.rows], b.reach.data());
         coefficients(b, lanes, a, lse, slope_sum);
-        A* carry = b.carry;
-        for (int64_t h = 0; h < (slope_y ? 2 * H : H); ++h) {
-          const bool second = h >= H;
-          b.src = z + h % H * F;
-          b.out = (second ? slope_y : y) + h % H * F;
-          if (carry) b.carry = carry + h * F;
-          take_coef(b, lanes, second ? b.others : b.coefs, h % H);
-          gather_batch<T, T, true, false>(b);
-        }
+        gather_heads(b, {z, nullptr, y, slope_y, H, F, lanes.pitch, b.coefs.data(), b.others.data(), nullptr});
       },
       lanes.entries());
 }
@@ -260,7 +264,7 @@ void gat_backward(const Side<I>& side, int64_t H, int64_t F, const T* dy, const 
       },
       [&](GatBatch<T>& b, int64_t s0, int64_t s1) {
         fill_slots(b, side, s0, s1, C, a.keep, true);
-        prefetch_slots(side, s0, s1, static_cast<const A*>(nullptr), a.mask, a.keep, a.mask_per_head ? H : 1);
+        prefetch_slots(side, s0, s1, static_cast<const A*>(dmask), a.mask, a.keep, a.mask_per_head ? H : 1);
         fill_edges(b, lanes, a);
         const int64_t n = b.begin[b.rows];
         lanes.copy(terms.data(), 3 * H, b.idx, n, b.reach.data());
@@ -279,15 +283,10 @@ void gat_backward(const Side<I>& side, int64_t H, int64_t F, const T* dy, const 
             });
           }
         A* carry = b.carry;
-        for (int64_t h = 0; h < H; ++h) {
-          b.src = dy + h * F;
-          b.center = z + h * F;
-          b.out = dz + h * F;
-          if (carry) b.carry = carry + h * F;
-          take_coef(b, lanes, b.coefs, h);
-          gather_batch<T, T, true, true>(b);
-          for (int64_t k = 0; k < n; ++k) product[k * lanes.pitch + h] = b.dot[k];
-        }
+        if (has_heads_dots<T>(F))
+          gather_heads_dots(b, {dy, z, dz, nullptr, H, F, lanes.pitch, coef, nullptr, product});
+        else
+          gather_each_head(b, {dy, z, dz, nullptr, H, F, lanes.pitch, coef, nullptr, product});
         for (int64_t r = 0; r < b.rows; ++r) {
           A* sum = b.carry_out ? carry + C : da_src + (b.row0 + r) * H;
           for (int64_t block = 0; block < lanes.blocks; ++block) {

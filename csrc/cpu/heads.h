@@ -16,11 +16,22 @@ A finite_or_zero(A top) {
   return std::isfinite(top) ? top : A(0);
 }
 
+// Loads and stores of `n` elements, 1 to a whole vector.
+template <class A>
+Vec<A> load_some(const A* p, int64_t n) {
+  return n == kLanesOf<A> ? load(p) : load_tail(p, int(n));
+}
+template <class A>
+void store_some(A* p, Vec<A> v, int64_t n) {
+  n == kLanesOf<A> ? store(p, v) : store_tail(p, v, int(n));
+}
+
 template <class A>
 struct HeadLanes {
   static constexpr int64_t L = kLanesOf<A>;
   int64_t H = 0;  // heads, at least 1
   int64_t pitch = 0, step = 0, blocks = 0;
+  IntVec<A> lane, entry, head;  // of each lane: its number, and the entry and the head that lie there
 
   explicit HeadLanes(int64_t heads) : H(heads) {
     pitch = 1;
@@ -28,6 +39,9 @@ struct HeadLanes {
     if (pitch < H) pitch = (H + L - 1) / L * L;
     step = std::max<int64_t>(1, L / pitch);
     blocks = std::max<int64_t>(1, pitch / L);
+    for (int l = 0; l < int(L); ++l) lane[l] = l;
+    entry = lane / int(pitch);
+    head = lane % int(pitch);
   }
 
   // Entries of a batch whose buffers stay in the L2 cache.
@@ -38,47 +52,34 @@ struct HeadLanes {
 
   // The heads of `block`, p their first, once for every entry of a vector.
   Vec<A> repeat(const A* p, int64_t block) const {
-    A lanes[L] = {};
-    for (int64_t s = 0; s < step; ++s)
-      for (int64_t h = 0; h < heads_of(block); ++h) lanes[s * pitch + h] = p[h];
-    return load(lanes);
+    const Vec<A> v = load_some(p, heads_of(block));
+    return step == 1 ? v : __builtin_shuffle(v, head);
   }
 
   // v with `other` in the lanes of entries from `count` on.
   Vec<A> first(Vec<A> v, int64_t count, A other) const {
-    if (count >= step) return v;
-    A lanes[L];
-    store(lanes, v);
-    for (int64_t l = count * pitch; l < L; ++l) lanes[l] = other;
-    return load(lanes);
+    return entry < int(std::min(count, step)) ? v : splat(other);
   }
 
   // The entries of a vector joined; out: the first head of `block`.
   template <class Join>
   void fold(Vec<A> v, int64_t block, A* out, const Join& join) const {
-    A lanes[L];
-    store(lanes, v);
-    for (int64_t h = 0; h < heads_of(block); ++h) {
-      A a = lanes[h];
-      for (int64_t s = 1; s < step; ++s) a = join(a, lanes[s * pitch + h]);
-      out[h] = a;
-    }
+    for (int64_t s = step / 2; s >= 1; s /= 2) v = join(v, __builtin_shuffle(v, lane + int(s * pitch)));
+    store_some(out, v, heads_of(block));
   }
   void fold_sum(Vec<A> v, int64_t block, A* out) const {
-    fold(v, block, out, [](A a, A b) { return a + b; });
+    fold(v, block, out, [](Vec<A> a, Vec<A> b) { return a + b; });
   }
   void fold_max(Vec<A> v, int64_t block, A* out) const {
-    fold(v, block, out, [](A a, A b) { return a > b ? a : b; });
+    fold(v, block, out, [](Vec<A> a, Vec<A> b) { return vmax<A>(a, b); });
   }
 
   // out <- the rows `idx` of table, `stride` elements apart. Lanes after the last head are 0.
   void copy(const A* table, int64_t stride, const int64_t* idx, int64_t n, A* out) const {
     for (int64_t k = 0; k < n; ++k) {
       const A* p = table + idx[k] * stride;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t heads = heads_of(block);
-        store(out + k * pitch + block * L, heads == L ? load(p + block * L) : load_tail(p + block * L, int(heads)));
-      }
+      for (int64_t block = 0; block < blocks; ++block)
+        store(out + k * pitch + block * L, load_some(p + block * L, heads_of(block)));
     }
   }
 
