@@ -309,3 +309,15 @@ def test_no_tensor_of_edges_times_features():
     """The messages of the case would take 195 MB."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=ROOT)
     assert float(done.stdout) < 40
+
+
+@pytest.mark.parametrize("level", LEVELS.get(HERE, ["default"])[:-1])
+def test_narrower_instruction_sets(level):
+    """A part of this file again in a process that runs as on a machine with fewer instructions."""
+    if not backend.native_library("cpu").with_name(f"libacefast_cpu_{level}.so").exists():
+        pytest.skip("this level was not built")
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": level}
+    chosen = "test_widths or test_numbers_of_raw_features or test_only_what or (test_dtypes and bfloat16)"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
