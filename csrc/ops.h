@@ -133,4 +133,12 @@
 //   value or by magnitude; of equal ones the lowest index of the concatenation. -0 equals 0. keep: bool tensors of the
 //   scores' shapes; status int32 [1]: bit 0 = a NaN among the alive scores, bit 1 = k not in [0, number alive]; with
 //   any bit set every keep is false. All scores have one dtype T. No host synchronisation.
+//
+// gumbel_topk(scores[], k, tau, seed, alive[]?, largest) -> (keep[], status)
+//   topk_mask, largest by value, of key_n = +-score_n * float32(1 / tau) + noise_n (+-score_n for tau = 0), minus where not
+//   largest, all in float32 without contraction. noise_n = -log(-log u), u = (r_n + 1/2) / 2^32, r_n word n % 4 of Philox
+//   with counter (n / 4, stream 0), key seed, n the index in the concatenation; log by the polynomial of cpu/gumbel.h.
+// exchange(keep[], kept_scores[], pruned_scores[], k, tau, seed) -> (keep'[], erased[], mined[], status)
+//   erased: gumbel_topk of kept_scores among keep, smallest, stream 1; mined: of pruned_scores among the rest, largest,
+//   stream 2; keep' = keep and not erased, or mined; keep where status is not 0.
 #pragma once

@@ -240,8 +240,8 @@ E = 80
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(x=torch.randn(5, 4)), "x must have shape [6, *], got [5, 4]"),
-        (dict(x=torch.randn(6)), "x must have shape [6, *]"),
+        (dict(x=torch.randn(5, 4)), "x must have shape [6, *] or [6, *, *], got [5, 4]"),
+        (dict(x=torch.randn(6)), "x must have shape [6, *] or [6, *, *]"),
         (dict(x=torch.ones(6, 4, dtype=torch.int64)), "x must be float32"),
         (dict(x="x"), "x must be a tensor, got str"),
         (dict(mask=torch.ones(E - 1)), "mask must have shape [80], got [79]"),

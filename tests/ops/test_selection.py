@@ -204,3 +204,25 @@ def test_exchange_at_tau_zero_takes_the_extremes():
         ops.exchange(keep, kept, pruned, 4, 0.0, seed=0)
     with pytest.raises(InputError, match="tau must be"):
         ops.exchange(keep, kept, pruned, 1, -1.0, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_backends_draw_the_same_noise(dtype):
+    """The order of the perturbed scores, cut at many k, is the reference's: one differing bit in the noise would show."""
+    generator = torch.Generator().manual_seed(4)
+    sizes = (70_001, 0, 3, 29_999)
+    scores = [(1 + 1e-3 * torch.rand(n, generator=generator)).to(dtype) for n in sizes]
+    alive = [torch.rand(n, generator=generator) < 0.9 for n in sizes]
+    other = [torch.rand(n, generator=generator).to(dtype) for n in sizes]
+    before = torch.get_num_threads()
+    for k in range(1, 80_000, 4_001):
+        picks = []
+        for name, threads in (("torch", before), ("auto", 1), ("auto", 2)):
+            torch.set_num_threads(threads)
+            with backend(name):
+                largest = k % 2 == 0
+                picks.append(flat(ops.gumbel_topk(scores, k, 0.5, seed=k, alive=alive, largest=largest)))
+                if k < 8_000:
+                    picks[-1] = torch.cat((picks[-1], *map(flat, ops.exchange(alive, scores, other, k, 0.2, seed=2**40 + k))))
+        torch.set_num_threads(before)
+        assert torch.equal(picks[0], picks[1]) and torch.equal(picks[0], picks[2]), f"k={k}"
