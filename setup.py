@@ -161,14 +161,6 @@ class NativeBuild(build_ext):
                 n.build(out, linker, objects, implicit=[str(map_file)], variables={"flags": " ".join(link_flags)})
                 targets[out] = relative
 
-            if "cpu" in parts:
-                # libtorch_cpu is only named as needed, so that its symbols are found wherever torch was loaded from.
-                torch_cpu = [f"-L{libdir}", "-ltorch_cpu", "-Wl,--no-undefined", "-lm"]
-                for level, march in levels.items():
-                    flags = base + math + march + [f"-DACEFAST_ISA={level}"] + stable
-                    name = f"libacefast_cpu_{level}"
-                    sources = sorted((CSRC / "cpu").glob("*.cpp"))
-                    library(name, sources, "cxx", flags, link + torch_cpu, f"acefast/lib/{name}.so")
             cuda_sources = sorted((CSRC / "cuda").glob("*.cu")) if "cuda" in parts else []
             if cuda_sources:
                 archs = cuda_archs()
@@ -189,6 +181,14 @@ class NativeBuild(build_ext):
                 n.rule("nvlink", "$nvcc -ccbin $cxx -shared -cudart=static $in -o $out $flags", description="LINK $out")
                 name = "libacefast_cuda"
                 library(name, cuda_sources, "nvcc", flags, cuda_link, f"acefast/lib/{name}.so", "nvlink")
+            if "cpu" in parts:
+                # libtorch_cpu is only named as needed, so that its symbols are found wherever torch was loaded from.
+                torch_cpu = [f"-L{libdir}", "-ltorch_cpu", "-Wl,--no-undefined", "-lm"]
+                for level, march in levels.items():
+                    flags = base + math + march + [f"-DACEFAST_ISA={level}"] + stable
+                    name = f"libacefast_cpu_{level}"
+                    sources = sorted((CSRC / "cpu").glob("*.cpp"))
+                    library(name, sources, "cxx", flags, link + torch_cpu, f"acefast/lib/{name}.so")
             facts = {
                 "VERSION": self.distribution.get_version(),
                 "COMPILER": first_line(cxx, "--version"),

@@ -14,6 +14,7 @@ import torch
 
 import acefast
 from acefast import Graph, ops
+from acefast.nn.gat import attention_terms
 from acefast.ops import backend
 from bench import graphs, peers
 from bench.harness import Row, close, compare, copy_bandwidth, environment, limit_memory
@@ -259,9 +260,7 @@ def gat_cases(options, name: str, g: Graph) -> Iterator[Case]:
     def ours(mask_on):
         def call(z, att_src, att_dst, mask=None):
             z = z.view(-1, HEADS, HEAD_WIDTH)
-            wide = z.to(att_src.dtype)
-            terms = (wide * att_src).sum(2), (wide * att_dst).sum(2)
-            return ops.gat(g, z, *terms, mask=mask, mask_on=mask_on or "message").flatten(1)
+            return ops.gat(g, z, *attention_terms(z, att_src, att_dst), mask=mask, mask_on=mask_on or "message").flatten(1)
 
         return call
 

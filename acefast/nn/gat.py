@@ -14,6 +14,17 @@ from acefast.nn.linear import MaskedLinear
 from acefast.ops.reference import accumulator
 
 
+def attention_terms(z: Tensor, *attention: Tensor) -> list[Tensor]:
+    """<att_h, z_nh> [N, H] for each `att` [1, H, C], z [N, H, C]; in att's dtype. One product with block-diagonal matrices, so
+    that no other [N, H, C] is made for them."""
+    heads, width = z.shape[1:]
+    eye = torch.eye(heads, dtype=attention[0].dtype, device=z.device).unsqueeze(1)
+    blocks = torch.cat([(eye * att[0].unsqueeze(2)).reshape(heads * width, heads) for att in attention], 1)
+    with torch.autocast(z.device.type, enabled=False):
+        terms = z.flatten(1).to(blocks.dtype) @ blocks
+    return [terms[:, i * heads : (i + 1) * heads] for i in range(len(attention))]
+
+
 class GATConv(nn.Module):
     """Multi-head attention over the kept edges (``ops.gat``), heads side by side (`concat`) or averaged.
 
@@ -84,12 +95,16 @@ class GATConv(nn.Module):
         if self.add_self_loops:
             graph, edge_mask, edge_keep = with_self_loops(graph, edge_mask, edge_keep)
         shared = hasattr(self, "lin")
-        z = linear("lin" if shared else "lin_src", x_src)
-        z_dst = z if shared and x_dst is x_src else linear("lin" if shared else "lin_dst", x_dst)
-        z, z_dst = (t.view(-1, self.heads, self.out_channels) for t in (z, z_dst))
+        z = linear("lin" if shared else "lin_src", x_src).view(-1, self.heads, self.out_channels)
+        z_dst = z
+        if not (shared and x_dst is x_src):
+            z_dst = linear("lin" if shared else "lin_dst", x_dst).view(-1, self.heads, self.out_channels)
         dtype = accumulator(z.dtype)
-        a_src = (z.to(dtype) * self.att_src.to(dtype)).sum(-1)
-        a_dst = (z_dst.to(dtype) * self.att_dst.to(dtype)).sum(-1)
+        att_src, att_dst = self.att_src.to(dtype), self.att_dst.to(dtype)
+        if z_dst is z:
+            a_src, a_dst = attention_terms(z, att_src, att_dst)
+        else:
+            (a_src,), (a_dst,) = attention_terms(z, att_src), attention_terms(z_dst, att_dst)
         y = ops.gat(
             graph, z, a_src, a_dst, edge_mask, edge_keep, self.mask_on, self.negative_slope,
             self.dropout, self._seed(seed), self.training,

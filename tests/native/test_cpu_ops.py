@@ -148,14 +148,15 @@ def test_sddmm(name, dtype):
 @pytest.mark.parametrize("name", [n for n, (_, (s, d)) in edge_sets().items() if s == d])
 def test_gcn_norm(name):
     g = ZOO[name]
-    for dtype, loops, masked, use_keep in itertools.product((torch.float32, torch.float64), *[(True, False)] * 3):
+    for dtype, with_loops, masked, use_keep in itertools.product((torch.float32, torch.float64), *[(True, False)] * 3):
         mask = edge_values(g.num_edges, dtype) + 0.5
+        loops = 1 + edge_values(g.num_dst, dtype, 5).abs() if with_loops else None
         keep = kept(g.num_edges, 0.5) if use_keep else None
         c, c_self, dinv = compare("gcn_norm", *g.arrays, mask, keep, loops, masked, dtype=dtype)
-        dc, dc_self = edge_values(g.num_edges, dtype, 3), edge_values(g.num_dst, dtype, 4) if loops else None
-        compare("gcn_norm_bwd", *g.arrays, dinv, dc, dc_self, keep, dtype=dtype)
-    compare("gcn_norm", *g.arrays, None, None, True, False, dtype=torch.float32)
-    compare("gcn_norm", *g.arrays, None, kept(g.num_edges, 0.5), False, True, dtype=torch.float32)
+        dc, dc_self = edge_values(g.num_edges, dtype, 3), edge_values(g.num_dst, dtype, 4) if with_loops else None
+        compare("gcn_norm_bwd", *g.arrays, dinv, dc, dc_self, loops, keep, dtype=dtype)
+    compare("gcn_norm", *g.arrays, None, None, torch.ones(g.num_dst), False, dtype=torch.float32)
+    compare("gcn_norm", *g.arrays, None, kept(g.num_edges, 0.5), None, True, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

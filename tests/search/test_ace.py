@@ -56,7 +56,7 @@ def test_every_score_serves_a_search(tiny, tiny_config, name):
 
 def test_protected_elements_survive(tiny, tiny_config):
     settings = dict(tau=0.0, exchange_weights=0.5, exchange_edges=0.5, stop_overlap=1.0, rounds=4)
-    run = run_search(tiny, tiny_config(protect=2, **settings))
+    run = run_search(tiny, tiny_config(protect=2, seed=4, **settings))
     survivals = [e["weights_survival"] for e in events(run, "imp") if e["weights_survival"] is not None]
     assert survivals and all(value == 1.0 for value in survivals)
 
