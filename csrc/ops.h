@@ -133,6 +133,8 @@
 //   value or by magnitude; of equal ones the lowest index of the concatenation. -0 equals 0. keep: bool tensors of the
 //   scores' shapes; status int32 [1]: bit 0 = a NaN among the alive scores, bit 1 = k not in [0, number alive]; with
 //   any bit set every keep is false. All scores have one dtype T. No host synchronisation.
+// topk_mask_out(scores[], k, alive[]?, largest, magnitude, out[]) -> status: the same, written into the bool tensors out,
+//   which overlap neither each other nor alive.
 //
 // gumbel_topk(scores[], k, tau, seed, alive[]?, largest) -> (keep[], status)
 //   topk_mask, largest by value, of key_n = +-score_n * float32(1 / tau) + noise_n (+-score_n for tau = 0), minus where not
@@ -141,4 +143,15 @@
 // exchange(keep[], kept_scores[], pruned_scores[], k, tau, seed) -> (keep'[], erased[], mined[], status)
 //   erased: gumbel_topk of kept_scores among keep, smallest, stream 1; mined: of pruned_scores among the rest, largest,
 //   stream 2; keep' = keep and not erased, or mined; keep where status is not 0.
+//
+// masked_adam(grad[], keep[]?, theta[], mask[], theta_mean[], theta_square[], mask_mean[], mask_square[], step,
+//             theta_settings, mask_settings) -> ()
+//   One step of Adam on both factors of w = theta * mask, in place, in one pass. grad = dL/dw; all of one shape per place
+//   of the lists and of one dtype A (float32 or float64); step int64 [1] counts the steps taken and is raised by 1 to t.
+//   settings = (lr, beta1, beta2, eps, weight_decay, l1) of each factor. For each element that exists (keep absent or true)
+//     g_theta = grad mask + wd theta + l1 sign(theta), g_mask = grad theta + wd mask + l1 sign(mask), with the old values,
+//   and for each factor p with its g
+//     mean = beta1 mean + (1 - beta1) g; square = beta2 square + (1 - beta2) g^2;
+//     p -= lr / (1 - beta1^t) * mean / (sqrt(square) / sqrt(1 - beta2^t) + eps).
+//   sign(0) = 0. Nothing of an element with keep = false is changed. 1 - beta^t is taken in double. No synchronisation.
 #pragma once

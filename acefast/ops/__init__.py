@@ -8,6 +8,7 @@ from acefast.ops.gat import gat
 from acefast.ops.gcn_norm import gcn_norm
 from acefast.ops.gen import gen
 from acefast.ops.gumbel_topk import gumbel_topk
+from acefast.ops.masked_adam import AdamSettings, masked_adam
 from acefast.ops.masked_linear import masked_linear
 from acefast.ops.relu_dropout import relu_dropout
 from acefast.ops.sddmm import sddmm
@@ -15,12 +16,14 @@ from acefast.ops.spmm import spmm
 from acefast.ops.topk_mask import topk_mask
 
 __all__ = [
+    "AdamSettings",
     "edge_softmax",
     "exchange",
     "gat",
     "gcn_norm",
     "gen",
     "gumbel_topk",
+    "masked_adam",
     "masked_linear",
     "relu_dropout",
     "sddmm",

@@ -55,9 +55,13 @@ SCHEMAS = {
     "masked_linear_csr": f"({_CSR}, Tensor weight, Tensor? mask, Tensor? bias, Tensor? keep, bool all_weights) -> Tensor",
     "masked_linear_csr_bwd": f"({_CSR}, Tensor dy, Tensor weight, Tensor? mask, Tensor? keep, bool all_weights) -> Tensor",
     "topk_mask": "(Tensor[] scores, int k, Tensor[]? alive, bool largest, bool magnitude) -> (Tensor[], Tensor)",
+    "topk_mask_out": "(Tensor[] scores, int k, Tensor[]? alive, bool largest, bool magnitude, Tensor(a!)[] out) -> Tensor",
     "gumbel_topk": "(Tensor[] scores, int k, float tau, int seed, Tensor[]? alive, bool largest) -> (Tensor[], Tensor)",
     "exchange": "(Tensor[] keep, Tensor[] kept_scores, Tensor[] pruned_scores, int k, float tau, int seed)"
     " -> (Tensor[], Tensor[], Tensor[], Tensor)",
+    "masked_adam": "(Tensor[] grad, Tensor[]? keep, Tensor(a!)[] theta, Tensor(b!)[] mask, Tensor(c!)[] theta_mean,"
+    " Tensor(d!)[] theta_square, Tensor(e!)[] mask_mean, Tensor(f!)[] mask_square, Tensor(g!) step, float[] theta_settings,"
+    " float[] mask_settings) -> ()",
 }
 
 # Ops that have a Triton implementation, and the module under acefast.ops.triton that holds it.

@@ -513,6 +513,13 @@ def topk_mask(scores, k, alive, largest, magnitude):
     return _split(picked, scores), status
 
 
+def topk_mask_out(scores, k, alive, largest, magnitude, out):
+    """topk_mask written into `out`; returns the status."""
+    keep, status = topk_mask(scores, k, alive, largest, magnitude)
+    torch._foreach_copy_(out, keep)
+    return status
+
+
 def _split(flat, like):
     """Views of `flat` cut and shaped like each tensor; separate tensors, as the schema demands."""
     parts = torch.split(flat, [t.numel() for t in like])
@@ -591,3 +598,30 @@ def exchange(keep, kept_scores, pruned_scores, k, tau, seed):
     status = status_out | status_in
     new = [torch.where(status == 0, (part & ~out) | into, part) for part, out, into in zip(keep, erased, mined, strict=True)]
     return new, erased, mined, status
+
+
+# Optimiser.
+
+
+def masked_adam(
+    grad, keep, theta, mask, theta_mean, theta_square, mask_mean, mask_square, step, theta_settings, mask_settings
+):
+    """One step of Adam on theta and mask, in place, from grad = dL/d(theta * mask)."""
+    step += 1
+    for n, g in enumerate(grad):
+        there = torch.ones_like(g, dtype=torch.bool) if keep is None else keep[n]
+        from_theta, from_mask = g * mask[n], g * theta[n]
+        _adam(theta[n], from_theta, theta_mean[n], theta_square[n], there, step, theta_settings)
+        _adam(mask[n], from_mask, mask_mean[n], mask_square[n], there, step, mask_settings)
+
+
+def _adam(p, gradient, mean, square, there, step, settings):
+    """Adam (Kingma and Ba, ICLR 2015) as torch.optim.Adam writes it, with an L1 subgradient, where `there`."""
+    lr, beta1, beta2, eps, weight_decay, l1 = settings
+    t = step.to(torch.float64)
+    gradient = gradient + weight_decay * p + l1 * p.sign()
+    mean.copy_(torch.where(there, beta1 * mean + (1 - beta1) * gradient, mean))
+    square.copy_(torch.where(there, beta2 * square + (1 - beta2) * gradient * gradient, square))
+    rate = (lr / (1 - beta1**t)).to(p.dtype)
+    root = (1 - beta2**t).sqrt().to(p.dtype)
+    p.copy_(torch.where(there, p - rate * (mean / (square.sqrt() / root + eps)), p))

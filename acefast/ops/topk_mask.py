@@ -15,6 +15,7 @@ def topk_mask(
     largest: bool = True,
     by: str = "magnitude",
     check: bool | None = None,
+    out: list[Tensor] | None = None,
 ) -> list[Tensor]:
     """Bool tensors shaped like `scores` with exactly k True in all: the k largest (or smallest) of |score|
     (by="magnitude") or score (by="value") among the elements with alive True, the lowest index first among equals.
@@ -26,15 +27,40 @@ def topk_mask(
         k: 0 <= k <= number of alive elements. alive: bool tensors shaped like scores.
         check: read the status and raise InputError for NaN among the alive scores or for k out of range. None reads it on
             the CPU and not on CUDA, where reading waits for the device; unread, such a call selects nothing.
+        out: contiguous bool tensors shaped like scores that receive the picks (False where the status refuses) and are
+            returned; they may be the alive tensors themselves, which are then copied first.
     Raises InputError for wrong shapes, dtypes or devices, and as `check` says.
     """
     _check_scores("topk_mask", "scores", scores)
     _check_flags("topk_mask", "alive", alive, scores)
     checks.choice("topk_mask", "by", by, ("magnitude", "value"))
     checks.integer("topk_mask", "k", k, 0, sum(s.numel() for s in scores))
-    keep, status = torch.ops.acefast.topk_mask(_detached(scores), k, _contiguous(alive), largest, by == "magnitude")
+    args = _detached(scores), k, _contiguous(alive), largest, by == "magnitude"
+    if out is None:
+        out, status = torch.ops.acefast.topk_mask(*args)
+    else:
+        _check_out(out, scores)
+        status = torch.ops.acefast.topk_mask_out(*args[:2], _apart(args[2], out), *args[3:], out)
     read_status("topk_mask", status, k, check)
-    return keep
+    return out
+
+
+def _check_out(out, scores) -> None:
+    _check_flags("topk_mask", "out", out, scores)
+    for position, part in enumerate(out):
+        if not part.is_contiguous():
+            raise InputError(f"topk_mask: out[{position}] must be contiguous, got strides {part.stride()}")
+    used = sorted((part.data_ptr(), part.numel()) for part in out if part.numel())
+    if any(start + length > after for (start, length), (after, _) in zip(used, used[1:], strict=False)):
+        raise InputError("topk_mask: out must be tensors that do not overlap each other")
+
+
+def _apart(alive, out):
+    """`alive` without a tensor that shares its storage with one of `out`."""
+    if alive is None:
+        return None
+    written = {part.untyped_storage().data_ptr() for part in out}
+    return [a.clone() if a.untyped_storage().data_ptr() in written else a for a in alive]
 
 
 def _check_scores(op: str, name: str, scores) -> None:
@@ -82,6 +108,11 @@ def read_status(op: str, status: Tensor, k: int, check: bool | None) -> None:
 @torch.library.register_fake("acefast::topk_mask")
 def _(scores, k, alive, largest, magnitude):
     return _fake_masks(scores), scores[0].new_empty(1, dtype=torch.int32)
+
+
+@torch.library.register_fake("acefast::topk_mask_out")
+def _(scores, k, alive, largest, magnitude, out):
+    return scores[0].new_empty(1, dtype=torch.int32)
 
 
 def _fake_masks(like):
