@@ -47,6 +47,7 @@ class Graph:
         self._fingerprint: str | None = None
         self._self_loops: Tensor | None = None
         self._with_self_loops: Graph | None = None
+        self._reverse_edges: Tensor | None = None
 
     @staticmethod
     def from_edge_index(edge_index: Tensor, num_nodes: int | tuple[int, int] | None = None) -> "Graph":
@@ -162,6 +163,25 @@ class Graph:
             loops = (src == dst).nonzero().squeeze(1)
             self._self_loops = torch.stack((loops, dst[loops]))
         return self._self_loops
+
+    def reverse_edges(self) -> Tensor:
+        """The number of each edge's reverse [E]: of the n-th edge i -> j the n-th edge j -> i, in the caller's order. A self-loop
+        and an edge without a reverse are their own. Made once, O(E log E). Raises InputError for a bipartite graph."""
+        if self._reverse_edges is None:
+            if self.num_src != self.num_dst:
+                raise InputError(f"reverse_edges: a bipartite graph {self.num_nodes} has no reverse edges")
+            src, dst = self.edge_index()
+            edges = torch.arange(self.num_edges, device=self.device)
+            keys, order = torch.sort(src * self.num_dst + dst, stable=True)
+            start = torch.searchsorted(keys, keys)
+            slot = torch.searchsorted(keys, (dst * self.num_src + src)[order]) + edges - start
+            slot = slot.clamp(max=max(self.num_edges - 1, 0))
+            src, dst = src[order], dst[order]
+            found = (src[slot] == dst) & (dst[slot] == src) & (src != dst)
+            reverse = torch.empty_like(edges)
+            reverse[order] = order.where(~found, order[slot])
+            self._reverse_edges = reverse.to(self.col.dtype)
+        return self._reverse_edges
 
     def missing_self_loops(self, keep: "Tensor | Selection | None" = None) -> Tensor:
         """Which nodes have no (kept) self-loop among the edges, bool [N]. Raises InputError for a bipartite graph."""

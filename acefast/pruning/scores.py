@@ -1,28 +1,83 @@
-"""Importance of edges and weights, behind one interface: a score is a name.
+"""Importance of edges and weights, behind one interface: a score has a name, and a search method only names it.
 
 magnitude |m|; product |m w|; gradient |dL/dm|; combined |m w dL/dm|; random uniform in [0, 1). An edge has no weight
 of its own, so there w = 1 (UGS, Chen et al. 2021, for the magnitude; Molchanov et al. 2019 for the Taylor term).
+
+A score of one's own is a function of `Inputs` that says what it needs; with a name it serves every search:
+
+    SCORES["square"] = Score(lambda of: of.mask.square())
+    acefast.find_ticket("cora", score="square", data_root=...)
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from acefast.errors import InputError
 from acefast.pruning.pattern import Pattern, SoftMasks
 
-SCORES: dict[str, Callable[[Tensor, Tensor | None, Tensor | None], Tensor]] = {
-    "magnitude": lambda mask, weight, gradient: mask.abs(),
-    "product": lambda mask, weight, gradient: (mask if weight is None else mask * weight).abs(),
-    "gradient": lambda mask, weight, gradient: gradient.abs(),
-    "combined": lambda mask, weight, gradient: ((mask if weight is None else mask * weight) * gradient).abs(),
+NEEDS = ("weights", "gradients", "generators")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a score sees of the edges or of one masked weight. All tensors have the mask's shape."""
+
+    mask: Tensor
+    """The soft mask m."""
+    weight: Tensor | None
+    """The weight w that the mask multiplies; None for the edges."""
+    gradient: Tensor | None
+    """dL/dm; None unless the score needs gradients."""
+    generator: torch.Generator | None
+    """A CPU generator of this tensor's own; None unless the score needs generators."""
+
+    @property
+    def product(self) -> Tensor:
+        """m w."""
+        return self.mask if self.weight is None else self.mask * self.weight
+
+
+@dataclass(frozen=True)
+class Score:
+    """``function`` of :class:`Inputs` gives the importance, in the mask's shape, larger for more important; ``needs``
+    names what it reads besides the mask: "weights", "gradients", "generators"."""
+
+    function: Callable[[Inputs], Tensor]
+    needs: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        unknown = [need for need in self.needs if need not in NEEDS]
+        if unknown:
+            raise InputError(f"Score: needs must be of {', '.join(NEEDS)}, got {', '.join(map(repr, unknown))}")
+
+
+def _uniform(of: Inputs) -> Tensor:
+    return torch.rand(of.mask.shape, generator=of.generator).to(of.mask.device)
+
+
+SCORES: dict[str, Score] = {
+    "magnitude": Score(lambda of: of.mask.abs()),
+    "product": Score(lambda of: of.product.abs(), ("weights",)),
+    "gradient": Score(lambda of: of.gradient.abs(), ("gradients",)),
+    "combined": Score(lambda of: (of.product * of.gradient).abs(), ("weights", "gradients")),
+    "random": Score(_uniform, ("generators",)),
 }
-NEEDS_WEIGHTS = ("product", "gradient", "combined")
-NEEDS_GRADIENT = ("gradient", "combined")
+
+
+def find_score(name: "str | Score") -> Score:
+    """The score of a name in `SCORES`; a Score is itself. Raises InputError for an unknown name."""
+    if isinstance(name, Score):
+        return name
+    if name not in SCORES:
+        raise InputError(f"score must be one of {', '.join(SCORES)}, got {name!r}")
+    return SCORES[name]
 
 
 def score(
-    name: str,
+    name: "str | Score",
     masks: SoftMasks,
     weights: Mapping[str, Tensor] | None = None,
     gradients: SoftMasks | None = None,
@@ -30,23 +85,24 @@ def score(
 ) -> SoftMasks:
     """Scores [like masks] of every element that ``masks`` covers; larger is more important.
 
-    ``weights`` by name for product and combined, ``gradients`` of the masks for gradient and combined, ``make(name)``
-    the generator of each tensor for random.
+    ``weights`` by name, ``gradients`` of the masks, and ``make(name)`` the generator of each tensor, where the score
+    needs them. Raises InputError for an unknown name and for what is needed and missing.
     """
-    if name == "random":
-        edges = None if masks.edges is None else _uniform(masks.edges, make("edges"))
-        return SoftMasks(edges, {key: _uniform(m, make(key)) for key, m in masks.weights.items()})
-    function = SCORES[name]
+    kind = find_score(name)
+    given = {"weights": weights if masks.weights else {}, "gradients": gradients, "generators": make}
+    missing = [need for need in kind.needs if given[need] is None]
+    if missing:
+        raise InputError(f"score {name!r} needs {' and '.join(missing)}, which were not given")
+
+    def of(key: str, mask: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+        return kind.function(Inputs(mask, weight, gradient, make(key) if "generators" in kind.needs else None))
+
     gradients = gradients or SoftMasks(None, {})
-    edges = None if masks.edges is None else function(masks.edges, None, gradients.edges)
+    edges = None if masks.edges is None else of("edges", masks.edges, None, gradients.edges)
     return SoftMasks(
         edges,
-        {key: function(m, (weights or {}).get(key), gradients.weights.get(key)) for key, m in masks.weights.items()},
+        {key: of(key, m, (weights or {}).get(key), gradients.weights.get(key)) for key, m in masks.weights.items()},
     )
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator).to(like.device)
 
 
 def standardise(scores: list[Tensor], alive: list[Tensor], how: str) -> list[Tensor]:

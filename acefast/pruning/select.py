@@ -4,27 +4,41 @@ import torch
 from torch import Tensor
 
 from acefast import ops
+from acefast.errors import InputError
+from acefast.graph import Graph
+from acefast.pruning.directions import lowest_tied
 from acefast.pruning.pattern import Pattern, SoftMasks
 from acefast.pruning.schedule import prune_count
 
 
 def prune(
-    pattern: Pattern, scores: SoftMasks, fractions: dict[str, float], protected: Pattern | None = None
+    pattern: Pattern,
+    scores: SoftMasks,
+    fractions: dict[str, float],
+    protected: Pattern | None = None,
+    *,
+    tie_directions: bool = False,
+    graph: Graph | None = None,
 ) -> Pattern:
     """Remove the floor(fraction * remaining) elements with the lowest scores on each axis of ``fractions``, ties by
     position.
 
-    Protected elements go only after all others.
+    Protected elements go only after all others. With ``tie_directions`` the two directions of an undirected edge of
+    ``graph`` go together, at one edge fewer where the count would cut a pair (:func:`lowest_tied`).
     """
+    if tie_directions and graph is None:
+        raise InputError("prune: tie_directions needs the graph, give graph=")
     for axis, fraction in fractions.items():
         keep = pattern.axis(axis)
-        kept = pattern.kept(axis)
+        count = prune_count(pattern.kept(axis), fraction)
         values = scores.axis(axis)
         if protected is not None:
             safe = protected.axis(axis)
             values = [v.masked_fill(p, torch.inf) for v, p in zip(values, safe, strict=True)]
-        count = prune_count(kept, fraction)
-        removed = ops.topk_mask(values, count, alive=keep, largest=False, by="value")
+        if tie_directions and axis == "edges":
+            removed = [lowest_tied(graph, values[0], count, keep[0])]
+        else:
+            removed = ops.topk_mask(values, count, alive=keep, largest=False, by="value")
         pattern = pattern.with_axis(axis, [k & ~r for k, r in zip(keep, removed, strict=True)])
     return pattern
 

@@ -4,11 +4,23 @@ In each ACE round a retained model and a complement model are trained from the f
 elements of low importance are erased, removed ones of high importance are mined, as many of each. A regroup is scored
 by the retained model that the next ACE round trains on it; the best one (the unexchanged ticket among them) is
 retrained. An axis whose mined elements are erased again is taken back and redrawn at half its rate.
+
+With tie_directions the elements of the edge axis are pairs of edges, each with the mean of its two scores; an edge
+without a reverse and a self-loop are not exchanged, so the number of kept edges stays.
 """
 
 from functools import partial
 
-from acefast.pruning import AXES, Pattern, SoftMasks, exchange, exchange_count, mean_rank_of_picks, standardise
+from acefast.pruning import (
+    AXES,
+    Pairs,
+    Pattern,
+    SoftMasks,
+    exchange,
+    exchange_count,
+    mean_rank_of_picks,
+    standardise,
+)
 from acefast.search.search import Search
 from acefast.search.stages import fit_fields, imp, log, remember_mined, retrain
 from acefast.search.state import State
@@ -50,13 +62,17 @@ def _exchange(search, state, number, axis, keep: Pattern, retained: SoftMasks, l
     config = search.config
     rates = state.values.setdefault("rates", {})
     rate = rates.setdefault(axis, getattr(config, f"exchange_{axis}"))
-    present = keep.axis(axis)
+    present, inside, outside = keep.axis(axis), retained.axis(axis), lost.axis(axis)
+    pairs = Pairs(search.data.graph) if config.tie_directions and axis == "edges" else None
+    if pairs is not None:
+        present, inside, outside = [pairs.keep(keep.edges)], [pairs.mean(retained.edges)], [pairs.mean(lost.edges)]
     removed = [~part for part in present]
-    inside = standardise(retained.axis(axis), present, config.standardise)
-    outside = standardise(lost.axis(axis), removed, config.standardise)
+    sizes = [sum(int(part.sum()) for part in parts) for parts in (present, removed)]
+    inside = standardise(inside, present, config.standardise)
+    outside = standardise(outside, removed, config.standardise)
     scores = [a.where(p, b) for a, b, p in zip(inside, outside, present, strict=True)]
     seed = search.seed(state.round, f"ace-{number}", "exchange", axis)
-    k = exchange_count(rate, keep.kept(axis), keep.total(axis) - keep.kept(axis))
+    k = exchange_count(rate, *sizes)
     new, erased, mined = exchange(present, scores, k, config.tau, seed)
 
     before = state.get(f"before-{axis}")
@@ -69,16 +85,18 @@ def _exchange(search, state, number, axis, keep: Pattern, retained: SoftMasks, l
         rates[axis] = rate / 2
         present = before.axis(axis)
         scores = state.get(f"scores-{axis}", SoftMasks).axis(axis)
-        k = exchange_count(rates[axis], keep.kept(axis), keep.total(axis) - keep.kept(axis))
+        k = exchange_count(rates[axis], *sizes)
         new, erased, mined = exchange(present, scores, k, config.tau, search.seed(seed, "redraw"))
     else:
         state.put(f"before-{axis}", _only(axis, present, keep))
         state.put(f"scores-{axis}", _only(axis, scores, keep, SoftMasks))
     removed = [~part for part in present]
     state.put(f"mined-{axis}", _only(axis, mined, keep))
+    if pairs is not None:
+        new = [pairs.put(keep.edges, new[0])]
     state.put("keep", state.get("keep").with_axis(axis, new))
     return {
-        f"{axis}_exchanged": k,
+        f"{axis}_exchanged": k if pairs is None else 2 * k,
         f"{axis}_erased_rank": mean_rank_of_picks(scores, present, erased, largest=False),
         f"{axis}_mined_rank": mean_rank_of_picks(scores, removed, mined, largest=True),
         f"{axis}_overlap": overlap,

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from acefast.errors import InputError
+from acefast.pruning import find_score
 
 try:
     import tomllib
@@ -90,8 +91,11 @@ class SearchConfig:
     """Fraction of the remaining edges removed in each round."""
     prune_weights: float = 0.2
     """Fraction of the remaining weights removed in each round."""
-    score: Literal["magnitude", "product", "gradient", "combined", "random"] = "magnitude"
-    """Importance: |m|, |m*w|, |dL/dm|, |m*w*dL/dm|, or uniform noise."""
+    score: str = "magnitude"
+    """Importance: magnitude |m|, product |m*w|, gradient |dL/dm|, combined |m*w*dL/dm|, or random; from Python also a name
+    that was added to acefast.pruning.SCORES."""
+    tie_directions: bool = False
+    """Whether the two directions of an undirected edge are pruned and exchanged together."""
     protect: int = 0
     """Rounds for which mined elements are pruned only after all others."""
 
@@ -144,7 +148,7 @@ class SearchConfig:
 
 
 FIXED_BY_RELEASED = (
-    "mask_noise score protect complement prune_edges exchange_edges tau standardise pruned_edges".split()
+    "mask_noise score tie_directions protect complement prune_edges exchange_edges tau standardise pruned_edges".split()
 )
 FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
 
@@ -225,6 +229,7 @@ RANGES = {
 
 
 def _check_combination(config: SearchConfig) -> None:
+    find_score(config.score)
     if config.preset == "released":
         if config.backbone != "gcn":
             raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")

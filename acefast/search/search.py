@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from acefast.data import Dataset
-from acefast.pruning import AXES, Pattern, SoftMasks, score
-from acefast.pruning.scores import NEEDS_GRADIENT, NEEDS_WEIGHTS
+from acefast.pruning import AXES, Pattern, SoftMasks, find_score, score
 from acefast.random import generator, named_seed
 from acefast.search.config import SearchConfig
 from acefast.search.state import State
@@ -80,14 +79,14 @@ class Search:
         return train(
             self.model, self.data, schedule, self.start, pattern, masks,
             seed=self.seed(state.round, stage, model, "dropout"),
-            keep_weights=masks is not None and self.config.score in NEEDS_WEIGHTS,
+            keep_weights=masks is not None and bool({"weights", "gradients"} & set(find_score(self.config.score).needs)),
             on_epoch=on_epoch,
         )  # fmt: skip
 
     def scores(self, state: State, stage: str, model: str, fit: Fit, pattern: Pattern) -> SoftMasks:
         """Importance of the existing elements at the fit's best epoch, by the configured score."""
         kind = self.config.score
-        gradients = self._mask_gradients(fit, pattern) if kind in NEEDS_GRADIENT else None
+        gradients = self._mask_gradients(fit, pattern) if "gradients" in find_score(kind).needs else None
         return score(kind, fit.masks, fit.weights, gradients, self.make(state.round, stage, model, "score"))
 
     def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:

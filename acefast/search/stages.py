@@ -32,7 +32,10 @@ def imp(search: Search, state: State) -> None:
     scores = search.scores(state, "imp", "imp", fit, before)
     fractions = {axis: getattr(search.config, f"prune_{axis}") for axis in search.axes}
     mined = _recently_mined(state, before, max(1, search.config.protect))
-    keep = prune(before, scores, fractions, mined if search.config.protect else None)
+    keep = prune(
+        before, scores, fractions, mined if search.config.protect else None,
+        tie_directions=search.config.tie_directions, graph=search.data.graph,
+    )  # fmt: skip
     state.put("keep", keep)
     state.put("imp", keep)
     fields = {}

@@ -1,0 +1,99 @@
+"""Magnitude pruning of any torch module, in place."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from acefast import ops
+from acefast.errors import InputError
+from acefast.pruning.schedule import prune_count
+from acefast.pruning.ticket import FLOATS
+
+SCOPES = ("global", "layer")
+
+
+@torch.no_grad()
+def global_magnitude_(
+    module: nn.Module,
+    sparsity: float,
+    names: Iterable[str] | Callable[[str, Tensor], bool] | None = None,
+    *,
+    keep: Mapping[str, Tensor] | None = None,
+    scope: str = "global",
+) -> dict[str, Tensor]:
+    """Set the floor(sparsity * n) weights of least magnitude to 0, in place, and return which stay: {name: bool mask}.
+
+    n counts the elements of all chosen parameters together, or of each parameter by itself with scope="layer". The count
+    is exact, with `sparsity` the decimal it is written as (0.29 of 100 is 29); of equal magnitudes the first in order
+    stay. One `ops.topk_mask` over the list of parameters: nothing is concatenated or sorted, and memory beyond the
+    masks that are returned does not grow with the module (a parameter that is not contiguous, or not of the widest of
+    several dtypes, is copied for the selection).
+
+    Args:
+        module: any module; its parameters may be float32, float64, float16 or bfloat16, also mixed (all are then compared
+            in the dtype that holds them all), on one device, with any strides.
+        sparsity: the fraction to remove, in [0, 1].
+        names: the parameters to prune, as names of `module.named_parameters()` or as a function of name and parameter that
+            says which. Default: those of `keep`, else every parameter named "weight" with 2 or more dimensions. One that
+            is shared counts once, under the first of its names.
+        keep: the masks of an earlier call. The fraction is then one of the elements still kept, and what is removed
+            stays so, also where its weight has since become something else. Left as it is.
+        scope: "global" or "layer".
+    Raises InputError, with no weight changed, for an unknown name, no parameter, a sparsity out of range, NaN among the
+    weights, unsuitable dtypes or devices, and masks that do not fit.
+
+    Source: Han et al., NeurIPS 2015 (per layer); Frankle and Carbin, ICLR 2019 (global).
+    """
+    if isinstance(sparsity, bool) or not isinstance(sparsity, float | int) or not 0 <= sparsity <= 1:
+        raise InputError(f"global_magnitude_: sparsity must be a number in [0, 1], got {sparsity!r}")
+    if scope not in SCOPES:
+        raise InputError(f"global_magnitude_: scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+    chosen = _chosen(module, keep if names is None else names)
+    if keep is not None and keep.keys() != chosen.keys():
+        raise InputError(f"global_magnitude_: keep must hold masks of {', '.join(chosen)}, got {', '.join(keep) or 'none'}")
+    groups = [list(chosen)] if scope == "global" else [[name] for name in chosen]
+    masks: dict[str, Tensor] = {}
+    for group in groups:
+        alive = None if keep is None else [keep[name] for name in group]
+        masks |= zip(group, _largest([chosen[name] for name in group], sparsity, alive), strict=True)
+    for name, weight in chosen.items():
+        # not a product: infinity times 0 is NaN
+        torch.where(masks[name], weight, weight.new_zeros(()), out=weight)
+    return masks
+
+
+def _largest(weights: list[Tensor], sparsity: float, alive: list[Tensor] | None) -> list[Tensor]:
+    """Masks of what stays: all but the floor(sparsity * n) least of the n alive weights."""
+    count = sum(w.numel() for w in weights) if alive is None else sum(int(part.sum()) for part in alive)
+    wide = reduce(torch.promote_types, (w.dtype for w in weights))
+    return ops.topk_mask([w.to(wide) for w in weights], count - prune_count(count, sparsity), alive, check=True)
+
+
+def _chosen(module: nn.Module, names) -> dict[str, nn.Parameter]:
+    """The parameters by name, a shared one once. Raises InputError for what `global_magnitude_` cannot take."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    if names is None:
+        names = _is_weight
+    if callable(names):
+        names = [name for name, parameter in parameters.items() if names(name, parameter)]
+    first: dict[int, str] = {}
+    for name in names:
+        if name not in parameters:
+            raise InputError(f"global_magnitude_: the module has no parameter {name!r}, see module.named_parameters()")
+        parameter = parameters[name]
+        if parameter.dtype not in FLOATS:
+            raise InputError(f"global_magnitude_: {name} must be float32, float64, float16 or bfloat16, got {parameter.dtype}")
+        first.setdefault(id(parameter), name)
+    chosen = {name: parameters[name] for name in first.values()}
+    if not chosen:
+        raise InputError('global_magnitude_: no parameter to prune (default: those named "weight" of 2 or more dimensions)')
+    devices = sorted({str(parameter.device) for parameter in chosen.values()})
+    if len(devices) > 1:
+        raise InputError(f"global_magnitude_: parameters must be on one device, got {' and '.join(devices)}")
+    return chosen
+
+
+def _is_weight(name: str, parameter: Tensor) -> bool:
+    return name.rpartition(".")[2] == "weight" and parameter.dim() >= 2
