@@ -173,11 +173,10 @@ class Graph:
             src, dst = self.edge_index()
             edges = torch.arange(self.num_edges, device=self.device)
             keys, order = torch.sort(src * self.num_dst + dst, stable=True)
-            start = torch.searchsorted(keys, keys)
-            slot = torch.searchsorted(keys, (dst * self.num_src + src)[order]) + edges - start
-            slot = slot.clamp(max=max(self.num_edges - 1, 0))
-            src, dst = src[order], dst[order]
-            found = (src[slot] == dst) & (dst[slot] == src) & (src != dst)
+            wanted = (dst * self.num_src + src)[order]
+            slot = torch.searchsorted(keys, wanted) + edges - torch.searchsorted(keys, keys)
+            inside, slot = slot < self.num_edges, slot.clamp(max=self.num_edges - 1)
+            found = inside & (keys[slot] == wanted) & (keys != wanted)
             reverse = torch.empty_like(edges)
             reverse[order] = order.where(~found, order[slot])
             self._reverse_edges = reverse.to(self.col.dtype)

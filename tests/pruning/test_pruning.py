@@ -2,15 +2,22 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from acefast.errors import InputError
 from acefast.pruning import (
     AXES,
+    SCORES,
     Pattern,
+    Score,
     SoftMasks,
+    cubic,
     exchange,
     exchange_count,
     ladder,
     mean_rank_of_picks,
+    one_shot,
     prune,
     prune_count,
     score,
@@ -37,6 +44,29 @@ def test_ladder_removes_the_floor_exactly():
         assert all(after == before - math.floor(p * before) for before, after in zip(series, series[1:], strict=False))
     assert prune_count(100, 0.29) == 29  # 0.29 * 100 is 28.999... in binary floating point
     assert ladder(1, 0.2, 3) == [1, 1, 1, 1]
+
+
+fractions = st.decimals(0, 1, places=3).map(float)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**12), fractions, st.integers(1, 12))
+def test_schedules_never_rise_and_end_where_they_say(total, sparsity, rounds):
+    for schedule in (ladder, one_shot, cubic):
+        kept = schedule(total, sparsity, rounds)
+        assert len(kept) == rounds + 1 and kept[0] == total and all(type(count) is int for count in kept)
+        assert all(before >= after >= 0 for before, after in zip(kept, kept[1:], strict=False))
+    assert one_shot(total, sparsity, rounds)[1:] == [total - prune_count(total, sparsity)] * rounds
+    assert cubic(total, sparsity, rounds)[-1] == total - prune_count(total, sparsity)
+    assert cubic(total, sparsity, 1) == one_shot(total, sparsity) == ladder(total, sparsity, 1)
+
+
+def test_cubic_follows_its_formula():
+    assert cubic(1000, 0.8, 4) == [1000, 538, 300, 213, 200]  # 0.8 (1 - (1 - t/4)^3) = 0, 0.4625, 0.7, 0.7875, 0.8
+    assert cubic(1000, 0.8, 2, initial=0.5) == [500, 238, 200]
+    for wrong in (dict(sparsity=1.2), dict(sparsity=0.2, initial=0.3), dict(sparsity=0.2, rounds=0)):
+        with pytest.raises(InputError, match="cubic"):
+            cubic(**{"total": 10, "rounds": 3, **wrong})
 
 
 def test_exchange_count():
@@ -129,6 +159,22 @@ def test_scores():
         assert torch.allclose(result.weights["w"], torch.tensor(w, dtype=torch.float32))
     drawn = [score("random", masks, make=generators(5)) for _ in range(2)]
     assert torch.equal(drawn[0].edges, drawn[1].edges) and drawn[0].weights["w"].shape == (1, 2)
+
+
+def test_scores_are_named_or_given_and_checked(monkeypatch):
+    masks = SoftMasks(torch.tensor([-2.0, 1.0]), {"w": torch.tensor([[3.0, -1.0]])})
+    square = Score(lambda of: of.mask.square())
+    monkeypatch.setitem(SCORES, "square", square)
+    for name in ("square", square):
+        assert score(name, masks).edges.tolist() == [4, 1]
+    with pytest.raises(InputError, match="score must be one of magnitude, .*square, got 'size'"):
+        score("size", masks)
+    for name, words in (("product", "weights"), ("combined", "weights and gradients"), ("random", "generators")):
+        with pytest.raises(InputError, match=f"needs {words}, which"):
+            score(name, masks)
+    assert score("product", SoftMasks(masks.edges, {})).edges.tolist() == [2, 1]
+    with pytest.raises(InputError, match="needs must be of weights"):
+        Score(lambda of: of.mask, ("gradient",))
 
 
 @pytest.mark.parametrize("how", ["zscore", "rank"])

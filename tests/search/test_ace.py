@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acefast.pruning import Pattern, SoftMasks, exchange_count
+from acefast.pruning import Pattern, SoftMasks, exchange_count, prune_count
 from acefast.search import ace, released, run_search
 from acefast.search.rounds import _prepare
 from acefast.search.state import State
@@ -52,6 +52,23 @@ def test_every_score_serves_a_search(tiny, tiny_config, name):
     run = run_search(tiny, tiny_config(score=name, standardise="rank", rounds=1))
     assert run.rounds[1]["weights_kept"] == 212
     assert events(run, "imp")[0]["weights_spread"] > 0
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(axes="edges", complement="crossed", protect=1), dict(method="ugs")])
+def test_tied_directions_stay_together_through_a_search(tiny, tiny_config, settings):
+    run = run_search(tiny, tiny_config(tie_directions=True, tau=1.0, stop_overlap=0.3, **settings))
+    reverse, total = tiny.graph.reverse_edges().long(), tiny.graph.num_edges
+    assert bool((reverse != torch.arange(total)).all()), "every edge of an undirected graph has its reverse"
+    expected = total
+    for number in (1, 2):
+        keep = run.ticket(number).edge_keep
+        assert torch.equal(keep, keep[reverse])
+        expected -= prune_count(expected, 0.05) // 2 * 2
+        assert int(keep.sum()) == run.rounds[number]["edges_kept"] == expected
+    for event in events(run, "ace_round"):
+        kept = run.rounds[event["round"]]["edges_kept"]
+        whole = 2 * exchange_count(0.2, kept // 2, (total - kept) // 2)
+        assert event["edges_exchanged"] % 2 == 0 and 0 < event["edges_exchanged"] <= whole
 
 
 def test_protected_elements_survive(tiny, tiny_config):

@@ -47,6 +47,8 @@ def test_overrides_win_and_none_counts_as_not_given():
         (dict(lr=float("nan")), "lr must be greater than 0"),
         (dict(dropout=1.0), "dropout must be in [0, 1)"),
         (dict(prune_edges=1.0), "prune_edges must be in [0, 1)"),
+        (dict(score="size"), "score must be one of magnitude, product"),
+        (dict(preset="released", tie_directions=True), "no setting tie_directions"),
         (dict(device="tpu"), "device must be cpu or cuda"),
     ],
 )
