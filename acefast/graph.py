@@ -165,8 +165,9 @@ class Graph:
         return self._self_loops
 
     def reverse_edges(self) -> Tensor:
-        """The number of each edge's reverse [E]: of the n-th edge i -> j the n-th edge j -> i, in the caller's order. A self-loop
-        and an edge without a reverse are their own. Made once, O(E log E). Raises InputError for a bipartite graph."""
+        """The number of each edge's reverse [E]: of the n-th edge i -> j the n-th edge j -> i, in the caller's order.
+        A self-loop and an edge without a reverse are their own. Made once, O(E log E). Raises InputError for a bipartite
+        graph."""
         if self._reverse_edges is None:
             if self.num_src != self.num_dst:
                 raise InputError(f"reverse_edges: a bipartite graph {self.num_nodes} has no reverse edges")

@@ -197,6 +197,7 @@ class _Candidate:
     """What was found out about one implementation so far."""
 
     call: Callable
+    prepare: Callable
     equal: bool = False
     peak: int | None = None
     first_s: float = math.inf
@@ -209,6 +210,7 @@ def _first_calls(candidates: dict[str, _Candidate], equal: Callable | dict[str, 
     expected = None
     for name, candidate in candidates.items():
         try:
+            candidate.prepare()
             found, seconds, candidate.peak = measured(candidate.call, device)
             if expected is None:
                 expected = found
@@ -216,6 +218,7 @@ def _first_calls(candidates: dict[str, _Candidate], equal: Callable | dict[str, 
             candidate.equal = bool(check(expected, found))
             del found
             if candidate.equal and (seconds < SLOW_S or device == "cuda"):  # without what only a first call needs
+                candidate.prepare()
                 found, seconds, candidate.peak = measured(candidate.call, device)
                 del found
             candidate.first_s = seconds
@@ -232,32 +235,37 @@ def _first_calls(candidates: dict[str, _Candidate], equal: Callable | dict[str, 
             candidate.times, candidate.note = [candidate.first_s], "one call, on fresh memory"
 
 
-def _timed_rounds(candidates: list[_Candidate], device: str, budget: float, max_repeats: int) -> None:
+def _timed_rounds(candidates: list[_Candidate], device: str, budget: float, max_repeats: int, max_inner: int) -> None:
     """One timing of each in turn, so that drift of the machine meets all alike."""
     reserve = 0 if device == "cuda" else 2 * max((c.peak for c in candidates), default=0) + 2**26
     with kept_memory(min(reserve, MAX_RESERVE)):
         for turn in range(4):  # until what the calls need has found its places
             for candidate in candidates:
                 if turn < 2 or candidate.first_s < 0.5:
+                    candidate.prepare()
                     candidate.first_s = timed(candidate.call, device)
         plan = []
         for candidate in candidates:
-            inner = max(1, min(50, int(2e-3 / max(candidate.first_s, 1e-6))))
+            inner = max(1, min(max_inner, int(2e-3 / max(candidate.first_s, 1e-6))))
             plan.append((candidate, inner, int(min(max_repeats, max(3, budget / max(inner * candidate.first_s, 1e-6))))))
         for turn in range(max((repeats for *_, repeats in plan), default=0)):
             for candidate, inner, repeats in plan:
                 if turn < repeats:
+                    candidate.prepare()
                     candidate.times.append(timed(candidate.call, device, inner))
 
 
 def compare(implementations: dict[str, Callable], equal: Callable | dict[str, Callable], device: str, budget: float, copy_bytes_per_s: float,
-            bytes_moved: int | None = None, max_repeats: int = 15, **labels) -> list[Row]:  # fmt: skip
-    """Run `implementations` (the first is ours) on one case: equality with ours by `equal(ours, theirs)` (one for all, or one
-    per name), peak memory, then rounds of one timing each. `budget` is seconds per implementation beyond the first calls; a peer that cannot run is
-    reported with the reason. `labels` are the row's op, shape, case and so on."""
-    candidates = {name: _Candidate(call) for name, call in implementations.items()}
+            bytes_moved: int | None = None, max_repeats: int = 15, prepare: Callable | None = None,
+            **labels) -> list[Row]:  # fmt: skip
+    """Run `implementations` (the first is ours) on one case: equality with ours by `equal(ours, theirs)` (one for all, or
+    one per name), peak memory, then rounds of one timing each. `budget` is seconds per implementation beyond the first
+    calls; a peer that cannot run is reported with the reason. `prepare` runs before each call, outside of its time and
+    memory, where calls use up their inputs. `labels` are the row's op, shape, case and so on."""
+    candidates = {name: _Candidate(call, prepare or (lambda: None)) for name, call in implementations.items()}
     _first_calls(candidates, equal, device)
-    _timed_rounds([c for c in candidates.values() if c.equal and not c.times], device, budget, max_repeats)
+    to_time = [c for c in candidates.values() if c.equal and not c.times]
+    _timed_rounds(to_time, device, budget, max_repeats, max_inner=1 if prepare else 50)
     rows = []
     for name, candidate in candidates.items():
         median = statistics.median(candidate.times) if candidate.times else None

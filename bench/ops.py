@@ -1,6 +1,7 @@
 """`python -m bench ops`: the ops against their peers, forward and backward, in one run."""
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import acefast
 from acefast import Graph, ops
 from acefast.nn.gat import attention_terms
 from acefast.ops import backend
+from acefast.pruning import global_magnitude_
 from bench import graphs, peers
 from bench.harness import Row, close, compare, copy_bandwidth, environment, limit_memory
 from tests.inputs import REPOSITORY, data_folder
@@ -24,6 +26,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 HEADS, HEAD_WIDTH = 8, 16
 EDGE_FEATURES = 8  # of ogbn-proteins
 WHOLE_SHAPES = ("cora", "arxiv")  # where every variant of an op runs; the others run its main one
+PRUNED_LAYERS, PRUNED_WIDTH, PRUNED_SHARE = 25, 2048, 0.8  # 104.9 million weights, of which the share is a whole number
 MEMORY_NODES, MEMORY_DEGREES = 4_000, (14, 120, 597)  # the last is ogbn-proteins' mean degree
 
 
@@ -138,7 +141,7 @@ class Case:
 def groups(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Rows of one op, shape and pass at a time."""
     for name in options.shape:
-        on_graph = [op for op in options.op if op not in ("topk_mask", "memory")]
+        on_graph = [op for op in options.op if op not in WITHOUT_GRAPH]
         if on_graph:
             title, g = graphs.load(name, options.scale, options.device, options.data_root)
             shape = f"{title} N={g.num_src} E={g.num_edges}"
@@ -149,7 +152,7 @@ def groups(options: argparse.Namespace) -> Iterator[list[Row]]:
                 for case in CASES[op](options, name, g):
                     yield from case_groups(options, shape, g, case)
             peers.forget_graphs()
-    for op in ("topk_mask", "memory"):
+    for op in WITHOUT_GRAPH:
         if op in options.op:
             yield from CASES[op](options)
 
@@ -450,6 +453,43 @@ def topk_groups(options) -> Iterator[list[Row]]:
             )  # fmt: skip
 
 
+def prune_groups(options) -> Iterator[list[Row]]:
+    """Pruning of a model's weights, each call on a fresh copy that is made outside of its time."""
+    width = max(2, round(PRUNED_WIDTH * min(1.0, options.scale or 1.0) ** 0.5))
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(width, width, bias=False) for _ in range(PRUNED_LAYERS)]
+    model = torch.nn.Sequential(*layers).to(options.device, DTYPES[options.dtype])
+    given = [layer.weight.detach() for layer in model]
+    fresh = [model]
+
+    def prepare():
+        fresh[0] = copy.deepcopy(model)
+
+    def weights_after(prune):
+        def call():
+            prune(fresh[0])
+            return [layer.weight.detach() for layer in fresh[0]]
+
+        return call
+
+    ours = ours_on(options.device, "topk_mask", weights_after(lambda m: global_magnitude_(m, PRUNED_SHARE)))
+    others = {name: weights_after(prune) for name, prune in peers.prune(PRUNED_SHARE).items()}
+    count = sum(w.numel() for w in given)
+    yield compare(
+        ours | others, lambda a, b: same_pruning(given, a, b), options.device, options.budget, options.copy_bytes_per_s,
+        2 * count * given[0].element_size(), prepare=prepare, op="prune", variant=f"{PRUNED_SHARE:.0%} of all weights",
+        shape=f"{PRUNED_LAYERS} layers, n={count}", case="fwd", dtype=options.dtype,
+    )  # fmt: skip
+
+
+def same_pruning(given, a, b) -> bool:
+    """As many zeros and the same weights, but for ties: where they differ, the weight has the one magnitude of the
+    threshold."""
+    zeros = [sum(int((w == 0).sum()) for w in weights) for weights in (a, b)]
+    apart = torch.cat([w[x != y].abs() for w, x, y in zip(given, a, b, strict=True)])
+    return zeros[0] == zeros[1] and (not apart.numel() or bool((apart == apart[0]).all()))
+
+
 def same_values(scores, a, b) -> bool:
     """torch.topk and kthvalue promise nothing on ties: the same number of picks with the same scores counts as equal."""
     return bool(a.sum() == b.sum()) and bool(torch.equal(scores[a].sort().values, scores[b].sort().values))
@@ -463,6 +503,8 @@ CASES = {
     "sddmm": sddmm_cases,
     "gcn_norm": gcn_norm_cases,
     "topk_mask": topk_groups,
+    "prune": prune_groups,
     "selection": selection_groups,
     "memory": memory_groups,
 }
+WITHOUT_GRAPH = ("topk_mask", "prune", "memory")

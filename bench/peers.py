@@ -10,6 +10,7 @@ import importlib
 import os
 
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.func import functional_call
 
@@ -313,3 +314,21 @@ def topk_mask(scores: torch.Tensor, k: int) -> dict:
         "torch.topk": lambda: mask_of(torch.topk(scores.abs(), k, largest=False, sorted=False).indices),
         "torch.kthvalue": kthvalue,
     }
+
+
+def prune(share: float) -> dict:
+    """Functions of a Sequential of layers: the given share of all weights, those of least magnitude, set to 0."""
+
+    def unstructured(model):
+        pairs = [(layer, "weight") for layer in model]
+        nn.utils.prune.global_unstructured(pairs, pruning_method=nn.utils.prune.L1Unstructured, amount=share)
+
+    @torch.no_grad()
+    def by_hand(model):
+        weights = [layer.weight for layer in model]
+        flat = torch.cat([w.flatten() for w in weights])
+        removed = topk_mask(flat, int(share * flat.numel()))["torch.kthvalue"]()
+        for w, part in zip(weights, removed.split([w.numel() for w in weights]), strict=True):
+            w.masked_fill_(part.view_as(w), 0)
+
+    return {"torch.nn.utils.prune": unstructured, "cat and torch.kthvalue": by_hand}

@@ -1,5 +1,5 @@
-"""Pruning of any module by magnitude; patterns and soft masks, scores, selection, schedules and tickets; usable without a
-search."""
+"""Pruning of any module by magnitude; patterns and soft masks, scores, selection, schedules and tickets; usable without
+a search."""
 
 from acefast.pruning.directions import Pairs, lowest_tied
 from acefast.pruning.magnitude import global_magnitude_

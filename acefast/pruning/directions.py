@@ -13,10 +13,11 @@ from acefast.graph import Graph
 def lowest_tied(graph: Graph, scores: Tensor, count: int, alive: Tensor) -> Tensor:
     """Which `count` alive edges have the lowest scores, the two directions of an edge always together: bool [E].
 
-    scores [E] float, alive bool [E]. A pair has the mean of its two scores and counts as two edges; an edge on its own, or
-    the last alive one of a pair, has its score and counts as one. They are taken in order of score, the lower edge number
-    first among equals, while they fit; a pair that `count` would cut stays, so `count` edges are picked, or count - 1.
-    One radix selection, no sort. Raises InputError for NaN among the alive scores and for `count` out of range.
+    scores [E] float, alive bool [E]. A pair has the mean of its two scores and counts as two edges; an edge on its own,
+    or the last alive one of a pair, has its score and counts as one. They are taken in order of score, the lower edge
+    number first among equals, while they fit; a pair that `count` would cut stays, so `count` edges are picked, or
+    count - 1. One radix selection, no sort. Raises InputError for NaN among the alive scores and for `count` out of
+    range.
     """
     reverse = graph.reverse_edges().long()
     both = alive & alive[reverse]
@@ -24,7 +25,8 @@ def lowest_tied(graph: Graph, scores: Tensor, count: int, alive: Tensor) -> Tens
     edges = torch.arange(graph.num_edges, device=graph.device)
     first = (edges <= reverse).nonzero()
     pairs = torch.cat((first, reverse[first]), 1)  # [P, 2], an edge on its own twice
-    order = pairs[torch.cat((torch.ones_like(first, dtype=torch.bool), first != reverse[first]), 1)]  # every edge once, beside its reverse
+    once = torch.cat((torch.ones_like(first, dtype=torch.bool), first != reverse[first]), 1)
+    order = pairs[once]  # every edge, beside its reverse
     picked = torch.empty_like(alive)
     # with the directions of a pair side by side, the selection cuts the last pair alone
     picked[order] = ops.topk_mask([scores[order]], count, [alive[order]], largest=False, by="value")[0]
@@ -32,7 +34,7 @@ def lowest_tied(graph: Graph, scores: Tensor, count: int, alive: Tensor) -> Tens
 
 
 class Pairs:
-    """The edges that have a reverse as elements of their own: [E] to [P] and back. first, second: edge numbers int64 [P]."""
+    """The edges that have a reverse as elements of their own: [E] to [P] and back. first < second: their numbers [P]."""
 
     def __init__(self, graph: Graph):
         reverse = graph.reverse_edges().long()

@@ -27,19 +27,19 @@ def global_magnitude_(
 ) -> dict[str, Tensor]:
     """Set the floor(sparsity * n) weights of least magnitude to 0, in place, and return which stay: {name: bool mask}.
 
-    n counts the elements of all chosen parameters together, or of each parameter by itself with scope="layer". The count
-    is exact, with `sparsity` the decimal it is written as (0.29 of 100 is 29); of equal magnitudes the first in order
-    stay. One `ops.topk_mask` over the list of parameters: nothing is concatenated or sorted, and memory beyond the
-    masks that are returned does not grow with the module (a parameter that is not contiguous, or not of the widest of
-    several dtypes, is copied for the selection).
+    n counts the elements of all chosen parameters together, or of each parameter by itself with scope="layer". The
+    count is exact, with `sparsity` the decimal it is written as (0.29 of 100 is 29); of equal magnitudes the first in
+    order stay. One `ops.topk_mask` over the list of parameters: nothing is concatenated or sorted, and memory beyond
+    the masks that are returned does not grow with the module (a parameter that is not contiguous, or not of the widest
+    of several dtypes, is copied for the selection).
 
     Args:
-        module: any module; its parameters may be float32, float64, float16 or bfloat16, also mixed (all are then compared
-            in the dtype that holds them all), on one device, with any strides.
+        module: any module; its parameters may be float32, float64, float16 or bfloat16, also mixed (all are then
+            compared in the dtype that holds them all), on one device, with any strides.
         sparsity: the fraction to remove, in [0, 1].
-        names: the parameters to prune, as names of `module.named_parameters()` or as a function of name and parameter that
-            says which. Default: those of `keep`, else every parameter named "weight" with 2 or more dimensions. One that
-            is shared counts once, under the first of its names.
+        names: the parameters to prune, as names of `module.named_parameters()` or as a function of name and parameter
+            that says which. Default: those of `keep`, else every parameter named "weight" with 2 or more dimensions.
+            One that is shared counts once, under the first of its names.
         keep: the masks of an earlier call. The fraction is then one of the elements still kept, and what is removed
             stays so, also where its weight has since become something else. Left as it is.
         scope: "global" or "layer".
@@ -54,7 +54,7 @@ def global_magnitude_(
         raise InputError(f"global_magnitude_: scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     chosen = _chosen(module, keep if names is None else names)
     if keep is not None and keep.keys() != chosen.keys():
-        raise InputError(f"global_magnitude_: keep must hold masks of {', '.join(chosen)}, got {', '.join(keep) or 'none'}")
+        raise InputError(f"global_magnitude_: keep must hold masks of {', '.join(chosen)}, got {', '.join(keep)}")
     groups = [list(chosen)] if scope == "global" else [[name] for name in chosen]
     masks: dict[str, Tensor] = {}
     for group in groups:
@@ -73,8 +73,8 @@ def _largest(weights: list[Tensor], sparsity: float, alive: list[Tensor] | None)
 
 
 def _clear(weight: Tensor, keep: Tensor) -> None:
-    """weight = 0 where keep is False: the integers of the bits times keep, since infinity times 0 is NaN. In chunks five times
-    as fast as masked_fill_ or torch.where on the CPU."""
+    """weight = 0 where keep is False: the integers of the bits times keep, since infinity times 0 is NaN. In chunks
+    this is five times as fast on the CPU as masked_fill_ or torch.where."""
     if not weight.numel():
         return
     rows = max(1, CHUNK * weight.shape[0] // weight.numel()) if weight.dim() else 1
@@ -96,11 +96,12 @@ def _chosen(module: nn.Module, names) -> dict[str, nn.Parameter]:
             raise InputError(f"global_magnitude_: the module has no parameter {name!r}, see module.named_parameters()")
         parameter = parameters[name]
         if parameter.dtype not in FLOATS:
-            raise InputError(f"global_magnitude_: {name} must be float32, float64, float16 or bfloat16, got {parameter.dtype}")
+            allowed = "float32, float64, float16 or bfloat16"
+            raise InputError(f"global_magnitude_: {name} must be {allowed}, got {parameter.dtype}")
         first.setdefault(id(parameter), name)
     chosen = {name: parameters[name] for name in first.values()}
     if not chosen:
-        raise InputError('global_magnitude_: no parameter to prune (default: those named "weight" of 2 or more dimensions)')
+        raise InputError('global_magnitude_: no parameter to prune: name some, the default is "weight" of 2 or more dims')
     devices = sorted({str(parameter.device) for parameter in chosen.values()})
     if len(devices) > 1:
         raise InputError(f"global_magnitude_: parameters must be on one device, got {' and '.join(devices)}")

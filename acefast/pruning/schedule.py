@@ -35,7 +35,7 @@ def cubic(total: int, sparsity: float, rounds: int, initial: float = 0.0) -> lis
     Exact: no rounding before the floor. Raises InputError unless 0 <= initial <= sparsity <= 1 and rounds >= 1.
     """
     if not 0 <= initial <= sparsity <= 1:
-        raise InputError(f"cubic: expected 0 <= initial <= sparsity <= 1, got initial {initial} and sparsity {sparsity}")
+        raise InputError(f"cubic: expected 0 <= initial <= sparsity <= 1, got initial {initial}, sparsity {sparsity}")
     if rounds < 1:
         raise InputError(f"cubic: rounds must be 1 or more, got {rounds}")
     start, end = _decimal(initial), _decimal(sparsity)

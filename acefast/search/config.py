@@ -92,8 +92,8 @@ class SearchConfig:
     prune_weights: float = 0.2
     """Fraction of the remaining weights removed in each round."""
     score: str = "magnitude"
-    """Importance: magnitude |m|, product |m*w|, gradient |dL/dm|, combined |m*w*dL/dm|, or random; from Python also a name
-    that was added to acefast.pruning.SCORES."""
+    """Importance: magnitude |m|, product |m*w|, gradient |dL/dm|, combined |m*w*dL/dm|, or random; from Python also a
+    name that was added to acefast.pruning.SCORES."""
     tie_directions: bool = False
     """Whether the two directions of an undirected edge are pruned and exchanged together."""
     protect: int = 0

@@ -72,6 +72,8 @@ class Search:
             {"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs}
         )
 
+        needs = set(find_score(self.config.score).needs)
+
         def on_epoch(epoch, val, test):
             self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,
                            "epochs": schedule.epochs, "val": val})  # fmt: skip
@@ -79,7 +81,7 @@ class Search:
         return train(
             self.model, self.data, schedule, self.start, pattern, masks,
             seed=self.seed(state.round, stage, model, "dropout"),
-            keep_weights=masks is not None and bool({"weights", "gradients"} & set(find_score(self.config.score).needs)),
+            keep_weights=masks is not None and not needs.isdisjoint(("weights", "gradients")),
             on_epoch=on_epoch,
         )  # fmt: skip
 

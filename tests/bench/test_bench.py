@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import graphs, harness
+from bench import graphs, harness, ops
 from bench.__main__ import main
 from tests.inputs import REPOSITORY
 
@@ -88,6 +88,23 @@ def test_a_slow_implementation_runs_once(monkeypatch):
     assert len(calls) == 1 and row.repeats == 1 and row.median_s >= 0.02 and row.peak_bytes is not None and "one call" in row.note
 
 
+def test_calls_that_use_up_their_inputs_get_fresh_ones():
+    left = []
+
+    def prepare():
+        left[:] = [torch.ones(1)]
+
+    rows = compare({"acefast": lambda: left.pop(), "other": lambda: left.pop()}, prepare=prepare)
+    assert all(row.equal and row.repeats >= 3 for row in rows)
+
+
+def test_equal_prunings_may_differ_in_ties_alone():
+    given = [torch.tensor([1.0, 2, 2, 3])]
+    a, b, worse = ([torch.tensor(values)] for values in ([0.0, 2, 0, 3], [0.0, 0, 2, 3], [0.0, 2, 2, 0]))
+    assert ops.same_pruning(given, a, b)
+    assert not ops.same_pruning(given, a, worse) and not ops.same_pruning(given, a, given)
+
+
 def test_peaks_are_measured_as_well_after_memory_was_kept():
     size = 96 * 2**20
 
@@ -139,10 +156,11 @@ def test_every_peer_that_is_installed_runs_and_equals_the_op(tmp_path):
 
 def test_selections_memory_and_top_k_become_rows_and_pictures(tmp_path):
     path = tmp_path / "ops.json"
-    results = run_ops(path, "--op", "selection", "memory", "topk_mask", "--shape", "cora")
+    results = run_ops(path, "--op", "selection", "memory", "topk_mask", "prune", "--shape", "cora")
     assert results["environment"]["copy_bytes_per_s"] > 0
     rows = results["rows"]
-    assert {row["op"] for row in rows} == {"selection", "memory", "topk_mask"} and all(row["equal"] for row in rows)
+    assert {row["op"] for row in rows} == {"selection", "memory", "topk_mask", "prune"}
+    assert all(row["equal"] for row in rows)
     half = [row for row in rows if row["op"] == "selection" and row["variant"].startswith("gat")]
     assert [row["impl"] for row in half] == [
         f"acefast, {way}" for way in ("prepared selection", "compacted graph", "keep flags", "all edges")
@@ -156,7 +174,7 @@ def test_selections_memory_and_top_k_become_rows_and_pictures(tmp_path):
     path.write_text(json.dumps(results))
     assert main(["plot", str(path), "--out", str(tmp_path / "plots")]) == 0
     pictures = sorted(picture.name for picture in (tmp_path / "plots").iterdir())
-    assert pictures == ["cpu-float32-memory.png", "cpu-float32-selection.png", "cpu-float32-topk_mask.png"]
+    assert pictures == [f"cpu-float32-{op}.png" for op in ("memory", "prune", "selection", "topk_mask")]
     path.write_text("[]")
     with pytest.raises(SystemExit, match="does not hold results"):
         main(["plot", str(path), "--out", str(tmp_path / "plots")])

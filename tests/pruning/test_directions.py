@@ -57,9 +57,10 @@ def test_reverse_edges_agrees_with_matching_one_by_one(edges):
 @given(edge_lists, st.data())
 def test_lowest_tied_agrees_with_taking_pairs_one_by_one(edges, data):
     size = len(edges)
-    scores = data.draw(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, float("inf")]), min_size=size, max_size=size))
+    values = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, float("inf")])
+    scores = data.draw(st.lists(values, min_size=size, max_size=size))
     alive = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
-    scores = [s if a else float("nan") for s, a in zip(scores, alive, strict=True)]  # of what is removed nothing is read
+    scores = [s if a else float("nan") for s, a in zip(scores, alive, strict=True)]  # removed ones are not read
     count = data.draw(st.integers(0, sum(alive)))
     picked = lowest_tied(graph_of(edges), torch.tensor(scores), count, torch.tensor(alive, dtype=torch.bool))
     assert picked.tolist() == plain_lowest(edges, scores, count, alive)

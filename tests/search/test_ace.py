@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acefast.pruning import Pattern, SoftMasks, exchange_count, prune_count
+from acefast.pruning import SCORES, Pattern, Score, SoftMasks, exchange_count, prune_count
 from acefast.search import ace, released, run_search
 from acefast.search.rounds import _prepare
 from acefast.search.state import State
@@ -52,6 +52,12 @@ def test_every_score_serves_a_search(tiny, tiny_config, name):
     run = run_search(tiny, tiny_config(score=name, standardise="rank", rounds=1))
     assert run.rounds[1]["weights_kept"] == 212
     assert events(run, "imp")[0]["weights_spread"] > 0
+
+
+def test_a_score_of_ones_own_serves_by_its_name(tiny, tiny_config, monkeypatch):
+    monkeypatch.setitem(SCORES, "taylor", Score(lambda of: (of.product * of.gradient).abs(), ("weights", "gradients")))
+    own, builtin = (run_search(tiny, tiny_config(score=name, rounds=1)) for name in ("taylor", "combined"))
+    assert [e | {"seconds": 0} for e in own.history] == [e | {"seconds": 0} for e in builtin.history]
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(axes="edges", complement="crossed", protect=1), dict(method="ugs")])
