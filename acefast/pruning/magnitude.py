@@ -77,9 +77,9 @@ def _clear(weight: Tensor, keep: Tensor) -> None:
     this is five times as fast on the CPU as masked_fill_ or torch.where."""
     if not weight.numel():
         return
-    rows = max(1, CHUNK * weight.shape[0] // weight.numel()) if weight.dim() else 1
-    bits = weight.view(BITS[weight.element_size()])
-    for part, kept in zip(torch.atleast_1d(bits).split(rows), torch.atleast_1d(keep).split(rows), strict=True):
+    bits, keep = torch.atleast_1d(weight.view(BITS[weight.element_size()]), keep)
+    rows = max(1, CHUNK * len(bits) // weight.numel()) if weight.is_cpu else len(bits)
+    for part, kept in zip(bits.split(rows), keep.split(rows), strict=True):
         part.mul_(kept)
 
 
