@@ -24,6 +24,7 @@ def global_magnitude_(
     *,
     keep: Mapping[str, Tensor] | None = None,
     scope: str = "global",
+    out: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Set the floor(sparsity * n) weights of least magnitude to 0, in place, and return which stay: {name: bool mask}.
 
@@ -41,8 +42,9 @@ def global_magnitude_(
             that says which. Default: those of `keep`, else every parameter named "weight" with 2 or more dimensions.
             One that is shared counts once, under the first of its names.
         keep: the masks of an earlier call. The fraction is then one of the elements still kept, and what is removed
-            stays so, also where its weight has since become something else. Left as it is.
+            stays so, also where its weight has since become something else.
         scope: "global" or "layer".
+        out: masks that receive the result, for instance `keep` itself; their content is lost where an error is raised.
     Raises InputError, with no weight changed, for an unknown name, no parameter, a sparsity out of range, NaN among the
     weights, unsuitable dtypes or devices, and masks that do not fit.
 
@@ -53,23 +55,25 @@ def global_magnitude_(
     if scope not in SCOPES:
         raise InputError(f"global_magnitude_: scope must be one of {', '.join(SCOPES)}, got {scope!r}")
     chosen = _chosen(module, keep if names is None else names)
-    if keep is not None and keep.keys() != chosen.keys():
-        raise InputError(f"global_magnitude_: keep must hold masks of {', '.join(chosen)}, got {', '.join(keep)}")
+    for what, given in (("keep", keep), ("out", out)):
+        if given is not None and given.keys() != chosen.keys():
+            raise InputError(f"global_magnitude_: {what} must hold a mask for each of {', '.join(chosen)} and no other")
     groups = [list(chosen)] if scope == "global" else [[name] for name in chosen]
     masks: dict[str, Tensor] = {}
     for group in groups:
-        alive = None if keep is None else [keep[name] for name in group]
-        masks |= zip(group, _largest([chosen[name] for name in group], sparsity, alive), strict=True)
+        alive, into = (None if given is None else [given[name] for name in group] for given in (keep, out))
+        masks |= zip(group, _largest([chosen[name] for name in group], sparsity, alive, into), strict=True)
     for name, weight in chosen.items():
         _clear(weight, masks[name])
     return masks
 
 
-def _largest(weights: list[Tensor], sparsity: float, alive: list[Tensor] | None) -> list[Tensor]:
+def _largest(weights: list[Tensor], sparsity: float, alive, out) -> list[Tensor]:
     """Masks of what stays: all but the floor(sparsity * n) least of the n alive weights."""
     count = sum(w.numel() for w in weights) if alive is None else sum(int(part.sum()) for part in alive)
     wide = reduce(torch.promote_types, (w.dtype for w in weights))
-    return ops.topk_mask([w.to(wide) for w in weights], count - prune_count(count, sparsity), alive, check=True)
+    k = count - prune_count(count, sparsity)
+    return ops.topk_mask([w.to(wide) for w in weights], k, alive, check=True, out=out)
 
 
 def _clear(weight: Tensor, keep: Tensor) -> None:
@@ -101,7 +105,7 @@ def _chosen(module: nn.Module, names) -> dict[str, nn.Parameter]:
         first.setdefault(id(parameter), name)
     chosen = {name: parameters[name] for name in first.values()}
     if not chosen:
-        raise InputError('global_magnitude_: no parameter to prune: name some, the default is "weight" of 2 or more dims')
+        raise InputError('global_magnitude_: no parameter to prune: name some, by default it is "weight" of 2 dimensions on')
     devices = sorted({str(parameter.device) for parameter in chosen.values()})
     if len(devices) > 1:
         raise InputError(f"global_magnitude_: parameters must be on one device, got {' and '.join(devices)}")

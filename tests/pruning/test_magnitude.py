@@ -79,6 +79,17 @@ def test_repeated_pruning_counts_what_is_left_and_revives_nothing():
         masks, remaining = after, remaining - remaining // 5
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_masks_are_reused_where_out_says(scope):
+    models = [small_model(), small_model()]
+    masks = [global_magnitude_(model, 0.2, scope=scope) for model in models]
+    again = global_magnitude_(models[0], 0.5, keep=masks[0], scope=scope)
+    reused = global_magnitude_(models[1], 0.5, keep=masks[1], out=masks[1], scope=scope)
+    for name, mask in again.items():
+        assert reused[name] is masks[1][name] and torch.equal(reused[name], mask)
+        assert torch.equal(*(model.get_parameter(name) for model in models))
+
+
 def test_names_choose():
     model = small_model()
     assert list(global_magnitude_(model, 0.5, ["3.weight", "0.bias"])) == ["3.weight", "0.bias"]
@@ -157,7 +168,8 @@ def test_nan_is_refused_with_nothing_changed(scope):
         (dict(scope="row"), "scope must be one of global, layer"),
         (dict(keep={}), "no parameter to prune"),
         (dict(keep={"0.weight": torch.ones(2, 2, dtype=torch.bool)}), "alive\\[0\\]"),
-        (dict(keep={"0.weight": torch.ones(11, 7) > 0}, names=["0.weight", "3.weight"]), "keep must hold"),
+        (dict(keep={"0.weight": torch.ones(11, 7) > 0}, names=["0.weight", "3.weight"]), "keep must hold a mask"),
+        (dict(out={}, names=["0.weight"]), "out must hold a mask"),
         (dict(names=["0.weight", "far"]), "on one device"),
     ],
 )
