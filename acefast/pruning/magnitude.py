@@ -105,7 +105,7 @@ def _chosen(module: nn.Module, names) -> dict[str, nn.Parameter]:
         first.setdefault(id(parameter), name)
     chosen = {name: parameters[name] for name in first.values()}
     if not chosen:
-        raise InputError('global_magnitude_: no parameter to prune: name some, by default it is "weight" of 2 dimensions on')
+        raise InputError('global_magnitude_: no parameter to prune: name some (default: "weight" of 2 dimensions on)')
     devices = sorted({str(parameter.device) for parameter in chosen.values()})
     if len(devices) > 1:
         raise InputError(f"global_magnitude_: parameters must be on one device, got {' and '.join(devices)}")
