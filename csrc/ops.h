@@ -113,9 +113,10 @@
 //   and ceid (shape [0] where the graph has none) name the kept edges by rank, and edge_ids int64 [num_kept] holds the ids
 //   of the kept edges in order. Without renumber they keep the caller's ids and are always given; edge_ids has shape [0].
 //
-// relu_dropout(x, p, seed, step) -> y
+// relu_dropout(x, rows?, p, seed, step) -> y
 //   y_n = x_n > 0 and r_n >= floor(p * 2^32) ? x_n / (1 - p) : 0, n the flat index, r_n word n % 4 of Philox4x32-10,
 //   counter (n / 4, step), key seed (common/philox.h). p = 1 gives 0, NaN gives 0. 1 / (1 - p) is taken in double.
+//   rows int64 [N], >= 0: x [N, F] is those rows of a larger matrix, and n of element (r, c) is rows_r * F + c.
 // relu_dropout_bwd(dy, y, p) -> dx:  dx_n = y_n > 0 ? dy_n / (1 - p) : 0
 //
 // masked_linear(x, weight, mask?, bias?, keep?, all_weights) -> y
@@ -144,11 +145,16 @@
 //   erased: gumbel_topk of kept_scores among keep, smallest, stream 1; mined: of pruned_scores among the rest, largest,
 //   stream 2; keep' = keep and not erased, or mined; keep where status is not 0.
 //
-// masked_adam(grad[], keep[]?, theta[], mask[], theta_mean[], theta_square[], mask_mean[], mask_square[], step,
-//             theta_settings, mask_settings) -> ()
-//   One step of Adam on both factors of w = theta * mask, in place, in one pass. grad = dL/dw; all of one shape per place
-//   of the lists and of one dtype A (float32 or float64); step int64 [1] counts the steps taken and is raised by 1 to t.
-//   settings = (lr, beta1, beta2, eps, weight_decay, l1) of each factor. For each element that exists (keep absent or true)
+// masked_adam(grad[], place[]?, keep[]?, theta[], mask[], theta_mean[], theta_square[], mask_mean[], mask_square[],
+//             weight[], step, theta_settings, mask_settings) -> ()
+//   One step of Adam on both factors of w = theta * mask, in place, in one pass. grad = dL/dw; the tensors of one position
+//   of the lists have one number of elements P and one dtype A (float32 or float64); step int64 [1] counts the steps taken
+//   and is raised by 1 to t. settings = (lr, beta1, beta2, eps, weight_decay, l1) of each factor.
+//   mask, mask_mean, mask_square empty lists: no mask (mask = 1, nothing of it is updated).
+//   weight, unless an empty list: receives theta * mask as they are after the step, 0 where keep is false.
+//   place int32 or int64 [P], no number twice: grad and weight are larger tensors, of one number of elements each, and hold
+//   element n at flat position place_n; what no place names is neither read nor written. Absent: the identity.
+//   For each element that exists (keep absent or true)
 //     g_theta = grad mask + wd theta + l1 sign(theta), g_mask = grad theta + wd mask + l1 sign(mask), with the old values,
 //   and for each factor p with its g
 //     mean = beta1 mean + (1 - beta1) g; square = beta2 square + (1 - beta2) g^2;

@@ -47,7 +47,7 @@ SCHEMAS = {
     " bool need_dmask, bool need_dedge, bool need_dparam, bool all_edges) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "compact": f"({_GRAPH}, Tensor keep, int num_kept, bool renumber)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "relu_dropout": "(Tensor x, float p, int seed, int step) -> Tensor",
+    "relu_dropout": "(Tensor x, Tensor? rows, float p, int seed, int step) -> Tensor",
     "relu_dropout_bwd": "(Tensor dy, Tensor y, float p) -> Tensor",
     "masked_linear": "(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, Tensor? keep, bool all_weights) -> Tensor",
     "masked_linear_bwd": "(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor? keep, bool need_dx, bool need_dw,"
@@ -59,9 +59,9 @@ SCHEMAS = {
     "gumbel_topk": "(Tensor[] scores, int k, float tau, int seed, Tensor[]? alive, bool largest) -> (Tensor[], Tensor)",
     "exchange": "(Tensor[] keep, Tensor[] kept_scores, Tensor[] pruned_scores, int k, float tau, int seed)"
     " -> (Tensor[], Tensor[], Tensor[], Tensor)",
-    "masked_adam": "(Tensor[] grad, Tensor[]? keep, Tensor(a!)[] theta, Tensor(b!)[] mask, Tensor(c!)[] theta_mean,"
-    " Tensor(d!)[] theta_square, Tensor(e!)[] mask_mean, Tensor(f!)[] mask_square, Tensor(g!) step, float[] theta_settings,"
-    " float[] mask_settings) -> ()",
+    "masked_adam": "(Tensor[] grad, Tensor[]? place, Tensor[]? keep, Tensor(a!)[] theta, Tensor(b!)[] mask,"
+    " Tensor(c!)[] theta_mean, Tensor(d!)[] theta_square, Tensor(e!)[] mask_mean, Tensor(f!)[] mask_square,"
+    " Tensor(g!)[] weight, Tensor(h!) step, float[] theta_settings, float[] mask_settings) -> ()",
 }
 
 # Ops that have a Triton implementation, and the module under acefast.ops.triton that holds it.

@@ -33,50 +33,67 @@ class AdamSettings:
 def masked_adam(
     grad: list[Tensor],
     theta: list[Tensor],
-    mask: list[Tensor],
+    mask: list[Tensor] | None,
     theta_moments: tuple[list[Tensor], list[Tensor]],
-    mask_moments: tuple[list[Tensor], list[Tensor]],
+    mask_moments: tuple[list[Tensor], list[Tensor]] | None,
     step: Tensor,
     theta_settings: AdamSettings,
-    mask_settings: AdamSettings,
+    mask_settings: AdamSettings | None = None,
     keep: list[Tensor] | None = None,
+    place: list[Tensor] | None = None,
+    weight: list[Tensor] | None = None,
 ) -> None:
     """One step of Adam (Kingma and Ba, ICLR 2015) on theta and mask of parameters w = theta * mask, in place, given
-    grad = dL/dw: the product rule, the decay, the L1 subgradients and both updates in one pass over memory.
+    grad = dL/dw: the product rule, the decay, the L1 subgradients, both updates and the new product in one pass over memory.
 
     g_theta = grad mask + weight_decay theta + l1 sign(theta), g_mask = grad theta + weight_decay mask + l1 sign(mask),
     both with the values before the step, then torch.optim.Adam's update of each with its own settings. Elements with keep
     False do not exist: nothing of them changes, their moments and decay included.
 
-    Args: lists of contiguous tensors, of one shape in each place; all float32 or all float64, on one device.
+    Args: lists of contiguous tensors, of one shape in each position; all float32 or all float64, on one device.
+        mask, mask_moments, mask_settings: None for parameters without masks, w = theta.
         theta_moments, mask_moments: (means, means of squares), zero before the first step.
         step: int64 [1] on that device, the number of steps taken; raised by 1. keep: bool tensors.
+        weight: receives w as it is after the step, 0 where keep is False.
+        place: int32 or int64 tensors of theta's shapes, for theta that holds some elements of a larger parameter: their flat
+            positions in grad and weight, which then are of one larger size; no position twice; other positions are neither
+            read nor written. Positions are not checked against that size.
     Raises InputError for wrong lengths, shapes, dtypes, devices or layouts. No host synchronisation.
     `acefast.optim.MaskedAdam` holds the state.
     """
-    lists = {
-        "grad": grad, "theta": theta, "mask": mask, "theta_moments[0]": theta_moments[0],
-        "theta_moments[1]": theta_moments[1], "mask_moments[0]": mask_moments[0], "mask_moments[1]": mask_moments[1],
-    }  # fmt: skip
     if not theta:
         raise InputError("masked_adam: theta must be a non-empty list of tensors")
     first = theta[0]
     if first.dtype not in (torch.float32, torch.float64):
         raise InputError(f"masked_adam: theta must be float32 or float64, got {first.dtype}")
-    for name, tensors in lists.items():
+    if (mask is None) != (mask_moments is None) or (mask is None) != (mask_settings is None):
+        raise InputError("masked_adam: mask, mask_moments and mask_settings must be given together or not at all")
+    like = {"theta": theta, "theta_moments[0]": theta_moments[0], "theta_moments[1]": theta_moments[1]}
+    if mask is not None:
+        like |= {"mask": mask, "mask_moments[0]": mask_moments[0], "mask_moments[1]": mask_moments[1]}
+    spread = {"grad": grad} if weight is None else {"grad": grad, "weight": weight}
+    for name, tensors in (like if place is not None else like | spread).items():
         _check_list(name, tensors, theta, first.dtype, first.device)
+    if place is not None:
+        for name, tensors in spread.items():
+            _check_list(name, tensors, grad, first.dtype, first.device, len(theta))
+        if not place or place[0].dtype not in (torch.int32, torch.int64):
+            raise InputError(f"masked_adam: place must hold int32 or int64 tensors, got {place[0].dtype if place else 'none'}")
+        _check_list("place", place, theta, place[0].dtype, first.device)
     if keep is not None:
         _check_list("keep", keep, theta, torch.bool, first.device)
     checks.vector("masked_adam", "step", step, (1,), torch.int64, first.device)
     with torch.no_grad():
         torch.ops.acefast.masked_adam(
-            grad, keep, theta, mask, *theta_moments, *mask_moments, step, astuple(theta_settings), astuple(mask_settings)
-        )
+            grad, place, keep, theta, mask or [], *theta_moments, *(mask_moments or ([], [])), weight or [], step,
+            astuple(theta_settings), astuple(mask_settings or theta_settings),
+        )  # fmt: skip
 
 
-def _check_list(name: str, tensors, like, dtype, device) -> None:
-    if len(tensors) != len(like):
-        raise InputError(f"masked_adam: {name} must have {len(like)} tensors like theta, got {len(tensors)}")
+def _check_list(name: str, tensors, like, dtype, device, length=None) -> None:
+    length = len(like) if length is None else length
+    if len(tensors) != length:
+        raise InputError(f"masked_adam: {name} must have {length} tensors like theta, got {len(tensors)}")
     for position, (t, other) in enumerate(zip(tensors, like, strict=True)):
         checks.vector("masked_adam", f"{name}[{position}]", t, other.shape, dtype, device)
         if not t.is_contiguous():
@@ -84,5 +101,6 @@ def _check_list(name: str, tensors, like, dtype, device) -> None:
 
 
 @torch.library.register_fake("acefast::masked_adam")
-def _(grad, keep, theta, mask, theta_mean, theta_square, mask_mean, mask_square, step, theta_settings, mask_settings):
+def _(grad, place, keep, theta, mask, theta_mean, theta_square, mask_mean, mask_square, weight, step, theta_settings,
+      mask_settings):  # fmt: skip
     return None

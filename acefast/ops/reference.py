@@ -413,14 +413,26 @@ def random_words(first: int, count: int, seed: int, stream: int, device) -> Tens
     return torch.stack(words, dim=1).reshape(-1)[first - 4 * start :][:count]
 
 
-def relu_dropout(x, p, seed, step):
+def relu_dropout(x, rows, p, seed, step):
     """y = max(x, 0) / (1-p) where the element's random word is at least floor(p 2^32), else 0."""
     if p >= 1.0:
         return torch.zeros_like(x)
-    word = random_words(0, x.numel(), seed, step, x.device).reshape(x.shape)
+    if rows is None:
+        word = random_words(0, x.numel(), seed, step, x.device).reshape(x.shape)
+    else:
+        width = x.numel() // max(1, x.size(0))
+        element = rows.unsqueeze(1) * width + torch.arange(width, device=x.device)
+        word = words_of(element, seed, step).reshape(x.shape)
     alive = (x > 0) & (word >= int(p * 2**32))
     scaled = x.to(accumulator(x.dtype)) * torch.tensor(1.0 / (1.0 - p), dtype=accumulator(x.dtype))
     return torch.where(alive, scaled, torch.zeros_like(scaled)).to(x.dtype)
+
+
+def words_of(element: Tensor, seed: int, stream: int) -> Tensor:
+    """The random words of single elements, int64 like `element` (see random_words)."""
+    block, stream_words = element // 4, (stream & _U32, (stream >> 32) & _U32)
+    words = philox((block & _U32, block >> 32, *stream_words), (seed & _U32, (seed >> 32) & _U32))
+    return torch.stack(words, -1).gather(-1, (element % 4).unsqueeze(-1)).squeeze(-1)
 
 
 def relu_dropout_bwd(dy, y, p):
@@ -604,15 +616,24 @@ def exchange(keep, kept_scores, pruned_scores, k, tau, seed):
 
 
 def masked_adam(
-    grad, keep, theta, mask, theta_mean, theta_square, mask_mean, mask_square, step, theta_settings, mask_settings
-):
+    grad, place, keep, theta, mask, theta_mean, theta_square, mask_mean, mask_square, weight, step, theta_settings,
+    mask_settings,
+):  # fmt: skip
     """One step of Adam on theta and mask, in place, from grad = dL/d(theta * mask)."""
     step += 1
-    for n, g in enumerate(grad):
-        there = torch.ones_like(g, dtype=torch.bool) if keep is None else keep[n]
-        from_theta, from_mask = g * mask[n], g * theta[n]
-        _adam(theta[n], from_theta, theta_mean[n], theta_square[n], there, step, theta_settings)
-        _adam(mask[n], from_mask, mask_mean[n], mask_square[n], there, step, mask_settings)
+    for n, p in enumerate(theta):
+        g = grad[n].view_as(p) if place is None else grad[n].flatten()[place[n].flatten().long()].view_as(p)
+        there = torch.ones_like(p, dtype=torch.bool) if keep is None else keep[n]
+        from_theta, from_mask = (g * mask[n], g * p) if mask else (g, None)
+        _adam(p, from_theta, theta_mean[n], theta_square[n], there, step, theta_settings)
+        if mask:
+            _adam(mask[n], from_mask, mask_mean[n], mask_square[n], there, step, mask_settings)
+        if weight:
+            product = torch.where(there, p * mask[n] if mask else p, torch.zeros_like(p))
+            if place is None:
+                weight[n].copy_(product.view_as(weight[n]))
+            else:
+                weight[n].view(-1)[place[n].flatten().long()] = product.flatten()
 
 
 def _adam(p, gradient, mean, square, there, step, settings):

@@ -7,25 +7,30 @@ from acefast.errors import InputError
 from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
 
 
-def relu_dropout(x: Tensor, p: float, seed: int, step: int) -> Tensor:
+def relu_dropout(x: Tensor, p: float, seed: int, step: int, rows: Tensor | None = None) -> Tensor:
     """y_n = max(x_n, 0) / (1 - p) where element n is kept, else 0; n is the flat (row-major) element number.
 
     n is kept iff r_n >= floor(p 2^32), r_n = word n mod 4 of Philox4x32-10 (Salmon et al., SC 2011) with the counter
     (n div 4, step) and the key `seed`: the same noise on every backend and thread count. p = 1 gives 0.
 
     Args: x any shape, float32, float64, float16 or bfloat16, differentiable; 0 <= p <= 1; 0 <= seed, step < 2^63.
-    Returns: y like x. Raises InputError for a wrong dtype or value.
+        rows: int64 [N], not negative, where x [N, ...] is those rows of a larger tensor (the nodes of a `Block`): its
+            elements then have the numbers, and so the noise, that they have there.
+    Returns: y like x. Raises InputError for a wrong shape, dtype or value.
     """
     if not isinstance(x, Tensor) or x.dtype not in checks.FEATURE_DTYPES:
         raise InputError(f"relu_dropout: x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     checks.probability("relu_dropout", "p", p)
     checks.integer("relu_dropout", "seed", seed, 0, 2**63 - 1)
     checks.integer("relu_dropout", "step", step, 0, 2**63 - 1)
-    return torch.ops.acefast.relu_dropout(x.contiguous(), float(p), seed, step)
+    if rows is not None:
+        checks.vector("relu_dropout", "rows", rows, tuple(x.shape[:1]), torch.int64, x.device)
+        rows = rows.contiguous()
+    return torch.ops.acefast.relu_dropout(x.contiguous(), rows, float(p), seed, step)
 
 
 @torch.library.register_fake("acefast::relu_dropout")
-def _(x, p, seed, step):
+def _(x, rows, p, seed, step):
     return torch.empty_like(x)
 
 
@@ -35,13 +40,13 @@ def _(dy, y, p):
 
 
 def _save(ctx, inputs, output):
-    ctx.p = inputs[1]
+    ctx.p = inputs[2]
     ctx.save_for_backward(output)
 
 
 def _backward(ctx, dy):
     (y,) = ctx.saved_tensors
-    return torch.ops.acefast.relu_dropout_bwd(dy.contiguous(), y, ctx.p), None, None, None
+    return torch.ops.acefast.relu_dropout_bwd(dy.contiguous(), y, ctx.p), None, None, None, None
 
 
 torch.library.register_autograd("acefast::relu_dropout", _backward, setup_context=_save)

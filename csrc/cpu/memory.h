@@ -21,12 +21,16 @@ inline void advise_huge(void* data, int64_t bytes) {
 #endif
 }
 
-// A contiguous uninitialised tensor, on huge pages where it is large enough for them.
-inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  Tensor t = new_tensor(like, sizes, dtype);
+// A fresh tensor, on huge pages where it is large enough for them.
+inline Tensor on_huge_pages(Tensor t) {
   const int64_t bytes = t.numel() * int64_t(t.element_size());
   if (bytes >= 2 * kHugePage) advise_huge(t.mutable_data_ptr(), bytes);
   return t;
+}
+
+// A contiguous uninitialised tensor.
+inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return on_huge_pages(new_tensor(like, sizes, dtype));
 }
 
 }  // namespace acefast

@@ -29,22 +29,25 @@ void forward_block(const T* x, T* y, int64_t m, const uint32_t* words, uint32_t 
   }
 }
 
+// n elements whose first one has the number `first`.
 template <class T>
-void forward(const T* x, T* y, int64_t n, double p, uint64_t seed, uint64_t step) {
+void forward(const T* x, T* y, int64_t n, uint64_t first, double p, uint64_t seed, uint64_t step) {
   using A = acc_t<T>;
-  const A scale = p < 1 ? A(1.0 / (1.0 - p)) : A(0);
-  const uint32_t threshold = p < 1 ? drop_threshold(p) : 0;
-  parallel_range(n, kPiece, [&](int64_t begin, int64_t end) {
-    if (p >= 1) {
-      std::memset(static_cast<void*>(y + begin), 0, size_t(end - begin) * sizeof(T));
-      return;
-    }
-    uint32_t words[kWords] = {};
-    for (int64_t i = begin; i < end; i += kWords) {
-      if (threshold) philox_words(seed, step, [&](int b) { return uint64_t(i) / 4 + b; }, words);
-      forward_block<T, A>(x + i, y + i, std::min<int64_t>(kWords, end - i), words, threshold, scale);
-    }
-  });
+  if (p >= 1) {
+    std::memset(static_cast<void*>(y), 0, size_t(n) * sizeof(T));
+    return;
+  }
+  const A scale = A(1.0 / (1.0 - p));
+  const uint32_t threshold = drop_threshold(p);
+  uint32_t words[kWords] = {};
+  for (int64_t i = 0; i < n;) {
+    const uint64_t number = first + uint64_t(i);
+    const int skip = int(number % 4);  // words of the first block that are other elements'
+    const int64_t m = std::min<int64_t>(kWords - skip, n - i);
+    if (threshold) philox_words(seed, step, [&](int b) { return number / 4 + b; }, words);
+    forward_block<T, A>(x + i, y + i, m, words + skip, threshold, scale);
+    i += m;
+  }
 }
 
 template <class T>
@@ -61,15 +64,31 @@ void backward(const T* dy, const T* y, T* dx, int64_t n, double p) {
   });
 }
 
-Tensor relu_dropout(const Tensor& x, double p, int64_t seed, int64_t step) {
+Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t seed, int64_t step) {
   const char* op = "relu_dropout";
   check(x.is_contiguous(), op, "x is not contiguous");
   check(p >= 0 && p <= 1, op, "p must lie in [0, 1]");
+  check(!rows || x.dim() >= 1, op, "x must have rows");
+  check_optional(op, "rows", rows, x, ScalarType::Long, {x.dim() ? x.size(0) : 1});
   Tensor y = torch::stable::empty_like(x);
   advise_huge(y.mutable_data_ptr(), x.numel() * int64_t(x.element_size()));
+  if (x.numel() == 0) return y;
   dispatch_float(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    forward(ptr<T>(x), mutable_ptr<T>(y), x.numel(), p, uint64_t(seed), uint64_t(step));
+    const T* in = ptr<T>(x);
+    T* out = mutable_ptr<T>(y);
+    const auto run = [&](int64_t begin, int64_t n, uint64_t first) {
+      forward(in + begin, out + begin, n, first, p, uint64_t(seed), uint64_t(step));
+    };
+    if (!rows) {
+      parallel_range(x.numel(), kPiece, [&](int64_t begin, int64_t end) { run(begin, end - begin, uint64_t(begin)); });
+      return;
+    }
+    const int64_t N = x.size(0), F = x.numel() / N;
+    const int64_t* number = ptr<int64_t>(*rows);
+    parallel_range(N, std::max<int64_t>(1, kPiece / F), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) run(r * F, F, uint64_t(number[r] * F));
+    });
   });
   return y;
 }

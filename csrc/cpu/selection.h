@@ -1,27 +1,36 @@
 // Exact selection of k elements of a list of tensors, behind topk_mask, gumbel_topk and exchange.
 //
 // Scores become unsigned keys whose order is the order of selection, so "the largest k keys" is all that is left; it is
-// found by radix digits without a sort. Pass 1 finds the smallest and the largest key, the alive count and NaN. A
-// histogram pass over [low, high] with 2^16 bins, placed on that range and not on fixed bits, finds the bin that holds
-// the k-th key; it is repeated inside that bin while the bin is large and holds several keys. Then one pass writes the
-// masks and collects the bin's few elements, which are settled by (key, index); or, where the bin is one key, ties are
-// counted per chunk and the first ones taken. All decisions are made on integers, so every thread count gives the same
-// masks.
+// found without a sort. A sample of the keys brackets the k-th one. Where few keys lie in the bracket, one pass marks all
+// keys above it and collects those inside, which are then settled by (key, index). Where many do, a pass counts them in
+// bins placed on the bracket, and the search goes on in the bin that holds the k-th key, until few are left, or one key,
+// whose first elements are taken. Every pass counts exactly what lies above and inside, so a bracket that missed is seen
+// and replaced by the side where the k-th key is; a miss costs time only. All decisions are made on integers of the data,
+// so every thread count gives the same masks.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <limits>
+#include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
+#include "common/philox.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "cpu/vec.h"
 
 namespace acefast {
 
-inline constexpr int64_t kChunk = 1 << 14;  // elements per task
-inline constexpr int64_t kBlock = 256;      // elements per inner loop
+inline constexpr int kChunkBits = 14;
+inline constexpr int64_t kChunk = int64_t(1) << kChunkBits;  // elements per task
+inline constexpr int64_t kBlock = 1024;                      // elements per inner loop
 inline constexpr int kDigitBits = 16;
-inline constexpr int64_t kCandidates = 1 << 16;  // a bin up to this size is settled by comparison
+inline constexpr int64_t kCandidates = 1 << 18;  // so many keys are settled without another pass
+inline constexpr int64_t kFewBins = 32;          // up to so many bins are counted chunk by chunk
 
 template <class T>
 using Key = std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
@@ -47,54 +56,92 @@ struct KeyOf {
 };
 
 struct Chunk {
-  int64_t tensor, begin, end, first;  // first: index of its first element in the concatenation
+  int64_t tensor, begin, end;
 };
 
 template <class T, bool MAGNITUDE>
 class Selection {
   using U = Key<T>;
+  static constexpr U kMaxKey = std::numeric_limits<U>::max();
 
  public:
   Selection(const std::vector<Tensor>& scores, const std::optional<std::vector<Tensor>>& alive,
             const std::vector<Tensor>& keep, bool largest)
       : key_{MAGNITUDE, largest} {
-    int64_t first = 0;
     for (size_t t = 0; t < scores.size(); ++t) {
       score_.push_back(ptr<U>(scores[t]));
       alive_.push_back(alive ? ptr<uint8_t>((*alive)[t]) : nullptr);
       keep_.push_back(mutable_ptr<uint8_t>(keep[t]));
       const int64_t n = scores[t].numel();
-      for (int64_t b = 0; b < n; b += kChunk) chunks_.push_back({int64_t(t), b, std::min(n, b + kChunk), first + b});
-      first += n;
+      for (int64_t b = 0; b < n; b += kChunk) chunks_.push_back({int64_t(t), b, std::min(n, b + kChunk)});
+      total_ += n;
     }
   }
 
   // Writes the masks; returns the status bits.
   int32_t run(int64_t k) {
-    bool nan = false;
-    int64_t count = 0;
-    U low = std::numeric_limits<U>::max(), high = 0;
-    survey(nan, count, low, high);
-    const int32_t status = int32_t(nan) | (k < 0 || k > count ? 2 : 0);
-    if (status || k == 0) {
-      fill_false();
-      return status;
+    Span span = sampled(k);
+    for (;;) {
+      const bool collects = span.inside <= kCandidates;
+      const Found found = collects ? collect(span) : count(span);
+      const int32_t status = int32_t(found.nan) | (k < 0 || k > found.alive ? 2 : 0);
+      if (status || k == 0) {
+        each([&](int64_t c, int64_t, const U*, const uint8_t*, int64_t n) { std::fill_n(out(c), n, uint8_t(0)); });
+        return status;
+      }
+      if (k <= found.above) {
+        span = {U(span.high + 1), kMaxKey, found.above};
+      } else if (k > found.above + found.inside) {
+        span = {U(0), U(span.low - 1), found.alive - found.above - found.inside};
+      } else if (k == found.above + found.inside) {
+        each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
+          write_chunk(out(c), score, alive, n, span.low);
+        });
+        return 0;
+      } else if (collects) {
+        if (found.inside <= kCandidates) {
+          settle(span, k - found.above, found.inside);
+          return 0;
+        }
+        span.inside = found.inside;
+      } else {
+        int64_t above = found.above;
+        const int64_t bin = narrow(span, k, above);
+        if (span.low == span.high) {
+          write_ties(span.low, k - above, bin);
+          return 0;
+        }
+      }
     }
-    // Invariant: `above` keys exceed high, `inside` lie in [low, high], above < k <= above + inside.
-    int64_t above = 0, inside = count;
-    while (inside > k - above && low != high && (inside > kCandidates || inside == count))
-      narrow(k, low, high, above, inside);
-    if (inside == k - above)
-      write_from(low);
-    else if (low == high)
-      write_ties(low, k - above);
-    else
-      write_candidates(low, high, k - above, inside);
-    return 0;
   }
 
  private:
-  // Calls f(chunk, scores, alive or nullptr, n) for each chunk in parallel.
+  // Keys from low to high; inside: how many there are (after sampling, about how many).
+  struct Span {
+    U low, high;
+    int64_t inside;
+    U range() const { return U(high - low); }
+    int shift() const {  // of a bin's number
+      int bits = 0;
+      while (uint64_t(range() >> bits) >> kDigitBits) ++bits;
+      return bits;
+    }
+    int64_t bins() const { return int64_t(range() >> shift()) + 1; }
+  };
+
+  // What a pass over all elements counts; alive ones only.
+  struct Found {
+    bool nan = false;
+    int64_t alive = 0, above = 0, inside = 0;
+  };
+
+  struct Candidate {
+    U key;
+    uint64_t place;  // chunk, then element of the chunk: ascends as the index in the concatenation does
+    bool operator<(const Candidate& other) const { return key != other.key ? key > other.key : place < other.place; }
+  };
+
+  // Calls f(chunk, worker, scores, alive or nullptr, n) for each chunk in parallel.
   template <class F>
   void each(const F& f) const {
     parallel_tasks(int64_t(chunks_.size()), [&](int64_t c, int64_t worker) {
@@ -104,107 +151,204 @@ class Selection {
     });
   }
 
-  void survey(bool& nan, int64_t& count, U& low, U& high) const {
-    struct Found {
-      bool nan;
-      int64_t count;
-      U low, high;
-    };
-    std::vector<Found> found(chunks_.size());
-    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
-      U lo = std::numeric_limits<U>::max(), hi = 0, bad = 0;
-      int64_t alive_count = n;
-      if (alive) {
-        U living = 0;  // a chunk's count fits the narrowest key
-#pragma omp simd reduction(min : lo) reduction(max : hi) reduction(| : bad) reduction(+ : living)
-        for (int64_t i = 0; i < n; ++i) {
-          const U one = U(alive[i]), here = U(U(0) - one), key = key_(score[i]);  // bool storage is 0 or 1
-          lo = std::min<U>(lo, U(key | U(~here)));
-          hi = std::max<U>(hi, U(key & here));
-          bad |= U(KeyOf<T>::nan(score[i])) & one;
-          living += one;
-        }
-        alive_count = int64_t(living);
-      } else {
-#pragma omp simd reduction(min : lo) reduction(max : hi) reduction(| : bad)
-        for (int64_t i = 0; i < n; ++i) {
-          const U key = key_(score[i]);
-          lo = std::min<U>(lo, key);
-          hi = std::max<U>(hi, key);
-          bad |= U(KeyOf<T>::nan(score[i]));
-        }
+  uint8_t* out(int64_t c) const { return keep_[chunks_[c].tensor] + chunks_[c].begin; }
+
+  // A span that holds the k-th key unless luck is bad: three standard deviations around the k-th key's rank in a sample of
+  // about n^(2/3) / 2 elements, one at a hashed place of each of as many strata.
+  Span sampled(int64_t k) const {
+    const Span all{U(0), kMaxKey, total_};
+    if (total_ < kChunk) return all;
+    const int64_t strata = int64_t(std::pow(double(total_), 2.0 / 3) / 2);
+    std::vector<U> keys;
+    keys.reserve(strata);
+    int64_t before = 0;  // elements before the chunk
+    size_t c = 0;
+    for (int64_t s = 0; s < strata; ++s) {
+      const double jitter = double(philox_word(0, 0, uint64_t(s))) * 0x1p-32;
+      const int64_t n = std::min(total_ - 1, int64_t((double(s) + jitter) * (double(total_) / double(strata))));
+      while (n - before >= chunks_[c].end - chunks_[c].begin) before += chunks_[c].end - chunks_[c].begin, ++c;
+      const Chunk& chunk = chunks_[c];
+      const int64_t i = chunk.begin + n - before;
+      if (!alive_[chunk.tensor] || alive_[chunk.tensor][i]) keys.push_back(key_(score_[chunk.tensor][i]));
+    }
+    const double share = std::clamp(double(k) / double(total_), 0.0, 1.0);
+    const double spread = 3 * std::sqrt(double(strata) * share * (1 - share)) + 3;
+    const int64_t first = int64_t(share * double(strata) - spread), last = int64_t(share * double(strata) + spread);
+    Span span = all;
+    const auto descending = std::greater<U>();
+    const int64_t size = int64_t(keys.size());
+    if (last < size) {
+      std::nth_element(keys.begin(), keys.begin() + last, keys.end(), descending);
+      span.low = keys[last];
+    }
+    if (first >= size)  // nearly all of the alive elements are asked for, or more
+      return {U(0), size ? *std::min_element(keys.begin(), keys.end()) : kMaxKey, total_};
+    if (first >= 0) {
+      std::nth_element(keys.begin(), keys.begin() + first, keys.begin() + std::min(last, size), descending);
+      span.high = keys[first];
+    }
+    const int64_t in = std::count_if(keys.begin(), keys.end(), [&](U key) { return U(key - span.low) <= span.range(); });
+    span.inside = int64_t(double(in) / double(strata) * double(total_));
+    return span;
+  }
+
+  // Counts a block of at most kBlock elements into `found` and flags those inside; calls mark(i, above) for each.
+  template <class Mark>
+  void classify(const U* score, const uint8_t* alive, int64_t n, const Span& span, Found& found, uint8_t* inside,
+                const Mark& mark) const {
+    const U low = span.low, high = span.high, range = span.range();
+    U above = 0, in_span = 0, living = 0, nan = 0;  // a block's counts fit the narrowest key
+    if (alive) {
+#pragma omp simd reduction(+ : above, in_span, living) reduction(| : nan)
+      for (int64_t i = 0; i < n; ++i) {
+        const U key = key_(score[i]), one = U(alive[i]);  // bool storage is 0 or 1
+        const U over = U(key > high) & one, in = U(U(key - low) <= range) & one;
+        mark(i, uint8_t(over));
+        inside[i] = uint8_t(in);
+        above += over;
+        in_span += in;
+        living += one;
+        nan |= U(KeyOf<T>::nan(score[i])) & one;
       }
-      found[c] = {bad != 0, alive_count, lo, hi};
-    });
-    for (const Found& f : found) {
-      nan |= f.nan;
-      count += f.count;
-      low = std::min(low, f.low);
-      high = std::max(high, f.high);
+    } else {
+#pragma omp simd reduction(+ : above, in_span) reduction(| : nan)
+      for (int64_t i = 0; i < n; ++i) {
+        const U key = key_(score[i]);
+        const U over = U(key > high), in = U(U(key - low) <= range);
+        mark(i, uint8_t(over));
+        inside[i] = uint8_t(in);
+        above += over;
+        in_span += in;
+        nan |= U(KeyOf<T>::nan(score[i]));
+      }
+      living = U(n);
+    }
+    found.nan |= nan != 0;
+    found.alive += living;
+    found.above += above;
+    found.inside += in_span;
+  }
+
+  // Calls f(i) for each flag that is set, in order. `flags` holds kBlock bytes.
+  template <class F>
+  static void each_set(const uint8_t* flags, int64_t n, const F& f) {
+    for (int64_t i = 0; i < n; i += 8) {
+      uint64_t word;
+      std::memcpy(&word, flags + i, 8);
+      if (n - i < 8) word &= (uint64_t(1) << (8 * (n - i))) - 1;
+      for (; word; word &= word - 1) f(i + __builtin_ctzll(word) / 8);
     }
   }
 
-  // One digit: replaces [low, high] by the bin that holds the k-th key.
-  void narrow(int64_t k, U& low, U& high, int64_t& above, int64_t& inside) const {
-    const U range = high - low;
+  Found sum(const std::vector<Found>& parts) const {
+    Found all;
+    for (const Found& f : parts) {
+      all.nan |= f.nan;
+      all.alive += f.alive;
+      all.above += f.above;
+      all.inside += f.inside;
+    }
+    return all;
+  }
+
+  // keep = key above the span; the elements inside become candidates, as far as there is room.
+  Found collect(const Span& span) {
+    candidates_.reset(new Candidate[std::min(kCandidates, total_)]);
+    std::atomic<int64_t> used{0};
+    std::vector<Found> parts(chunks_.size());
+    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
+      uint8_t inside[kBlock];
+      uint8_t* keep = out(c);
+      for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
+        const int64_t m = std::min(kBlock, n - i0), before = parts[c].inside;
+        classify(score + i0, alive ? alive + i0 : nullptr, m, span, parts[c], inside,
+                 [&](int64_t i, uint8_t above) { keep[i0 + i] = above; });
+        const int64_t here = parts[c].inside - before;
+        if (!here) continue;
+        const int64_t first = used.fetch_add(here, std::memory_order_relaxed);
+        if (first + here > kCandidates) continue;
+        Candidate* next = candidates_.get() + first;
+        each_set(inside, m, [&](int64_t i) {
+          *next++ = {key_(score[i0 + i]), uint64_t(c) << kChunkBits | uint64_t(i0 + i)};
+        });
+      }
+    });
+    return sum(parts);
+  }
+
+  // Takes the first `quota` of the `count` candidates of the span by (key, index): those of the bins above the one in which
+  // the quota runs out, and the best of that one.
+  void settle(const Span& span, int64_t quota, int64_t count) const {
+    constexpr int kBits = 11;
     int shift = 0;
-    while (uint64_t(range >> shift) >> kDigitBits) ++shift;
-    const uint32_t bins = uint32_t(range >> shift) + 1;
+    while (uint64_t(span.range() >> shift) >> kBits) ++shift;
+    const auto bin_of = [&](const Candidate& candidate) { return int64_t(U(candidate.key - span.low) >> shift); };
+    const auto take = [&](const Candidate& candidate) {
+      out(int64_t(candidate.place >> kChunkBits))[candidate.place & (kChunk - 1)] = 1;
+    };
+    std::vector<int64_t> bins(size_t(1) << kBits);
+    for (int64_t n = 0; n < count; ++n) ++bins[bin_of(candidates_[n])];
+    int64_t last = int64_t(bins.size()) - 1;
+    while (bins[last] < quota) quota -= bins[last--];
+    std::vector<Candidate> rest;
+    rest.reserve(bins[last]);
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t bin = bin_of(candidates_[n]);
+      if (bin > last) take(candidates_[n]);
+      if (bin == last) rest.push_back(candidates_[n]);
+    }
+    std::nth_element(rest.begin(), rest.begin() + (quota - 1), rest.end());
+    std::for_each(rest.begin(), rest.begin() + quota, take);
+  }
+
+  // Counts the keys inside the span by bins of equal width, into totals_; by chunk as well where the bins are few.
+  Found count(const Span& span) {
+    const int64_t bins = span.bins();
+    const int shift = span.shift();
+    const bool few = bins <= kFewBins;
     const int64_t workers = torch::stable::get_num_threads();
-    std::vector<std::vector<uint32_t>> counts(workers);
-    std::vector<std::vector<int64_t>> totals(workers);
+    std::vector<std::vector<uint32_t>> counts(few ? 0 : workers);
     std::vector<int64_t> seen(workers);
-    auto flush = [&](int64_t w) {
-      if (totals[w].empty()) totals[w].resize(bins);
-      for (uint32_t b = 0; b < bins; ++b) totals[w][b] += counts[w][b];
-      std::fill(counts[w].begin(), counts[w].end(), 0);
+    std::vector<Found> parts(chunks_.size());
+    std::mutex lock;
+    totals_.assign(bins, 0);
+    by_chunk_.assign(few ? bins * chunks_.size() : 0, 0);
+    const auto flush = [&](int64_t w) {
+      const std::lock_guard<std::mutex> guard(lock);
+      for (int64_t b = 0; b < bins; ++b) totals_[b] += std::exchange(counts[w][b], 0);
       seen[w] = 0;
     };
-    each([&](int64_t, int64_t w, const U* score, const uint8_t* alive, int64_t n) {
-      if (counts[w].empty()) counts[w].resize(bins + 1);  // the last bin takes what lies outside
-      if (seen[w] > int64_t(1) << 31) flush(w);
+    each([&](int64_t c, int64_t w, const U* score, const uint8_t* alive, int64_t n) {
+      uint8_t inside[kBlock];
+      if (!few && counts[w].empty()) counts[w].resize(bins);
+      if (!few && seen[w] > int64_t(1) << 31) flush(w);
       seen[w] += n;
-      uint32_t* h = counts[w].data();
-      uint32_t bin[kBlock];
+      uint16_t* mine = few ? by_chunk_.data() + c * bins : nullptr;
       for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
         const int64_t m = std::min(kBlock, n - i0);
-        if (alive) {
-#pragma omp simd
-          for (int64_t i = 0; i < m; ++i) {
-            const U at = U(key_(score[i0 + i]) - low);
-            bin[i] = (at <= range) & bool(alive[i0 + i]) ? uint32_t(at >> shift) : bins;
-          }
-        } else {
-#pragma omp simd
-          for (int64_t i = 0; i < m; ++i) {
-            const U at = U(key_(score[i0 + i]) - low);
-            bin[i] = at <= range ? uint32_t(at >> shift) : bins;
-          }
-        }
-        for (int64_t i = 0; i < m; ++i) ++h[bin[i]];
+        classify(score + i0, alive ? alive + i0 : nullptr, m, span, parts[c], inside, [](int64_t, uint8_t) {});
+        if (few)
+          each_set(inside, m, [&](int64_t i) { ++mine[U(key_(score[i0 + i]) - span.low) >> shift]; });
+        else
+          each_set(inside, m, [&](int64_t i) { ++counts[w][U(key_(score[i0 + i]) - span.low) >> shift]; });
       }
     });
-    for (int64_t w = 0; w < workers; ++w)
+    for (size_t w = 0; w < counts.size(); ++w)
       if (!counts[w].empty()) flush(w);
-    for (int64_t b = int64_t(bins) - 1; b >= 0; --b) {
-      int64_t in_bin = 0;
-      for (const auto& t : totals) in_bin += t.empty() ? 0 : t[b];
-      if (above + in_bin >= k) {
-        inside = in_bin;
-        const U first = U(low + (U(b) << shift));
-        high = b == int64_t(bins) - 1 ? high : U(first + ((U(1) << shift) - 1));
-        low = first;
-        return;
-      }
-      above += in_bin;
-    }
+    for (size_t n = 0; n < by_chunk_.size(); ++n) totals_[n % bins] += by_chunk_[n];
+    return sum(parts);
   }
 
-  void fill_false() const {
-    each([&](int64_t c, int64_t, const U*, const uint8_t*, int64_t n) { std::fill_n(out(c), n, uint8_t(0)); });
+  // Replaces the span by the bin that holds the k-th key, and `above` by the number of keys above that bin; returns the bin.
+  int64_t narrow(Span& span, int64_t k, int64_t& above) const {
+    const int shift = span.shift();
+    const int64_t last = int64_t(totals_.size()) - 1;
+    int64_t bin = last;
+    while (above + totals_[bin] < k) above += totals_[bin--];
+    const U first = U(span.low + (U(bin) << shift));
+    span = {first, bin == last ? span.high : U(first + ((U(1) << shift) - 1)), totals_[bin]};
+    return bin;
   }
-
-  uint8_t* out(int64_t c) const { return keep_[chunks_[c].tensor] + chunks_[c].begin; }
 
   // keep = alive and key >= from
   void write_chunk(uint8_t* keep, const U* score, const uint8_t* alive, int64_t n, U from) const {
@@ -217,38 +361,26 @@ class Selection {
     }
   }
 
-  void write_from(U from) const {
-    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
-      write_chunk(out(c), score, alive, n, from);
-    });
-  }
-
-  // Elements in [low, high] of a block, alive ones only.
-  int64_t count_inside(const U* score, const uint8_t* alive, int64_t n, U low, U range) const {
-    U in = 0;
-    if (alive) {
-      int64_t total = 0;
-      for (int64_t i = 0; i < n; ++i) total += (U(key_(score[i]) - low) <= range) & (alive[i] != 0);
-      return total;
-    }
-#pragma omp simd reduction(+ : in)
-    for (int64_t i = 0; i < n; ++i) in += U(U(key_(score[i]) - low) <= range);
-    return int64_t(in);
-  }
-
-  // All keys above `tie`, and the first `quota` elements equal to it.
-  void write_ties(U tie, int64_t quota) const {
+  // All keys above `tie`, and the first `quota` elements equal to it; `bin` is the one that held it in the last count.
+  void write_ties(U tie, int64_t quota, int64_t bin) const {
+    const int64_t bins = int64_t(totals_.size());
     std::vector<int64_t> before(chunks_.size() + 1);
-    each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
-      before[c + 1] = count_inside(score, alive, n, tie, 0);
-    });
+    if (by_chunk_.empty())
+      each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
+        int64_t equal = 0;
+#pragma omp simd reduction(+ : equal)
+        for (int64_t i = 0; i < n; ++i) equal += (key_(score[i]) == tie) & (!alive || alive[i]);
+        before[c + 1] = equal;
+      });
+    else
+      for (size_t c = 0; c < chunks_.size(); ++c) before[c + 1] = by_chunk_[c * bins + bin];
     for (size_t c = 0; c < chunks_.size(); ++c) before[c + 1] += before[c];
     each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
       uint8_t* keep = out(c);
       int64_t left = quota - before[c];
       if (left >= before[c + 1] - before[c]) return write_chunk(keep, score, alive, n, tie);
       if (left <= 0) {
-        if (tie == std::numeric_limits<U>::max())
+        if (tie == kMaxKey)
           std::fill_n(keep, n, uint8_t(0));
         else
           write_chunk(keep, score, alive, n, U(tie + 1));
@@ -262,50 +394,21 @@ class Selection {
     });
   }
 
-  // All keys above `high`, and `quota` of the `inside` elements in [low, high], by key and then by index.
-  void write_candidates(U low, U high, int64_t quota, int64_t inside) const {
-    struct Candidate {
-      U key;
-      int64_t chunk, at;
-    };
-    const U range = high - low;
-    std::vector<std::vector<Candidate>> found(torch::stable::get_num_threads());
-    each([&](int64_t c, int64_t w, const U* score, const uint8_t* alive, int64_t n) {
-      uint8_t* keep = out(c);
-      if (high == std::numeric_limits<U>::max())
-        std::fill_n(keep, n, uint8_t(0));
-      else
-        write_chunk(keep, score, alive, n, U(high + 1));
-      for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
-        const int64_t m = std::min(kBlock, n - i0);
-        if (!count_inside(score + i0, nullptr, m, low, range)) continue;
-        for (int64_t i = i0; i < i0 + m; ++i) {
-          const U key = key_(score[i]);
-          if (U(key - low) <= range && (!alive || alive[i])) found[w].push_back({key, c, i});
-        }
-      }
-    });
-    std::vector<Candidate> all;
-    all.reserve(inside);
-    for (const auto& list : found) all.insert(all.end(), list.begin(), list.end());
-    std::nth_element(all.begin(), all.begin() + quota, all.end(), [](const Candidate& a, const Candidate& b) {
-      if (a.key != b.key) return a.key > b.key;
-      return a.chunk != b.chunk ? a.chunk < b.chunk : a.at < b.at;
-    });
-    for (int64_t q = 0; q < quota; ++q) out(all[q].chunk)[all[q].at] = 1;
-  }
-
   KeyOf<T> key_;
   std::vector<const U*> score_;
   std::vector<const uint8_t*> alive_;
   std::vector<uint8_t*> keep_;
   std::vector<Chunk> chunks_;
+  int64_t total_ = 0;
+  std::unique_ptr<Candidate[]> candidates_;
+  std::vector<int64_t> totals_;      // keys in each bin of the last count
+  std::vector<uint16_t> by_chunk_;  // the same [chunks, bins] where the bins are few
 };
 
 // Contiguous bool tensors of the shapes of `like`.
 inline std::vector<Tensor> new_masks(const std::vector<Tensor>& like) {
   std::vector<Tensor> masks;
-  for (const Tensor& t : like) masks.push_back(torch::stable::new_empty(t, t.sizes(), ScalarType::Bool));
+  for (const Tensor& t : like) masks.push_back(on_huge_pages(torch::stable::new_empty(t, t.sizes(), ScalarType::Bool)));
   return masks;
 }
 

@@ -19,8 +19,8 @@ def test_relu_dropout(dtype):
         x = prepare(torch.randn(shape, generator=generator).to(dtype))
         dy = prepare(torch.randn(shape, generator=generator).to(dtype))
         seed, step = 2**62 + 12345, 2**40 + 7
-        y = run("relu_dropout", x, p, seed, step)
-        assert torch.equal(y, reference.relu_dropout(x, p, seed, step))
+        y = run("relu_dropout", x, None, p, seed, step)
+        assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step))
         assert torch.equal(run("relu_dropout_bwd", dy, y, p), reference.relu_dropout_bwd(dy, y, p))
 
 
