@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from acefast.errors import InputError
+from acefast.graph import Graph
 
 
 class CSR:
@@ -29,6 +30,7 @@ class CSR:
             raise InputError(f"CSR: col must lie in [0, {cols}), got [{int(col.min())}, {int(col.max())}]")
         self.rowptr, self.col, self.value, self.shape = rowptr, col, value, (rows, cols)
         self._transpose: tuple[Tensor, Tensor, Tensor] | None = None
+        self._graph: Graph | None = None
 
     def __repr__(self):
         return f"CSR(shape={self.shape}, nnz={self.nnz}, dtype={self.value.dtype}, device={self.device})"
@@ -63,12 +65,31 @@ class CSR:
             self._transpose = colptr, self.rows()[order].to(self.col.dtype), self.value[order]
         return self._transpose
 
+    def graph(self) -> Graph:
+        """The pattern as a bipartite graph from the columns to the rows, entry e being edge e: x w is then the spmm of w
+        [cols, F] with weight = value. Made once."""
+        if self._graph is None:
+            order = torch.sort(self.col, stable=True).indices
+            colptr, row, _ = self.transpose_arrays()
+            self._graph = Graph(self.rowptr, self.col, None, colptr, row, order.to(self.col.dtype))
+        return self._graph
+
+    def take(self, rows: Tensor) -> "CSR":
+        """The matrix of the rows numbered `rows` int64 [R], in their order."""
+        count = self.rowptr[rows + 1] - self.rowptr[rows]
+        rowptr = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(count, 0, out=rowptr[1:])
+        entry = torch.arange(int(rowptr[-1]), device=self.device)
+        entry += torch.repeat_interleave(self.rowptr[rows] - rowptr[:-1], count, output_size=entry.numel())
+        return CSR(rowptr, self.col[entry], self.value[entry], (rows.numel(), self.shape[1]))
+
     def to(self, device) -> "CSR":
         if torch.device(device) == self.device:
             return self
         moved = CSR.__new__(CSR)
         moved.shape = self.shape
         moved.rowptr, moved.col, moved.value = (t.to(device) for t in (self.rowptr, self.col, self.value))
+        moved._graph = None
         moved._transpose = None if self._transpose is None else tuple(t.to(device) for t in self._transpose)
         return moved
 

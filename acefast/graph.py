@@ -245,6 +245,23 @@ class Graph:
         *arrays, _ = torch.ops.acefast.compact(*self.arrays, keep, num_kept, False)
         return Selection(self, keep, *arrays)
 
+    def blocks(self, nodes: Tensor, hops: int, keep: "Tensor | Selection | None" = None) -> "list[Block]":
+        """What `hops` layers of message passing over the kept edges need for their results at `nodes` alone, as one
+        :class:`Block` for each layer, the first layer's first (message flow graphs; DGL's `to_block`, with all neighbours).
+
+        The last block's destinations are `nodes` (int64, distinct) in their order, a block's sources the block before's
+        destinations. O(N + edges visited log) for each hop. Raises InputError for a bipartite graph and a wrong `keep`.
+        """
+        if self.num_src != self.num_dst:
+            raise InputError(f"blocks: layers need a square graph, this one is bipartite {self.num_nodes}")
+        if keep is not None and not isinstance(keep, Selection):
+            keep = self.select(keep)
+        blocks = []
+        for _ in range(hops):
+            blocks.insert(0, Block(self, nodes, keep))
+            nodes = blocks[0].src_nodes
+        return blocks
+
     # Neighbours. Each conversion imports its library when called.
 
     @staticmethod
@@ -343,6 +360,52 @@ class Selection:
         if torch.device(device) == self.device:
             return self
         return Selection(self.graph.to(device), *(t.to(device) for t in (self.keep, *self.arrays)))
+
+
+class Block(Graph):
+    """The kept edges of `graph` into the nodes `dst_nodes`, as a bipartite graph from the nodes `src_nodes`: what one layer
+    reads and writes where its result is wanted at some nodes only.
+
+    Ops and layers take it in place of a graph: x has a row for each source, the result one for each destination. The
+    destinations are the first of the sources, so `x[:num_dst]` are their own rows. Per-edge tensors stay those of `graph`,
+    [E], indexed by its edge numbers; `num_edges` is that E.
+
+    Attributes: graph; dst_nodes int64 [N_dst], src_nodes int64 [N_src], node numbers in `graph`; arrays as in Graph.
+    """
+
+    def __init__(self, graph: Graph, dst_nodes: Tensor, keep: Selection | None = None):
+        rowptr, col, eid, *_ = graph.arrays if keep is None else keep.arrays
+        first, count = rowptr[dst_nodes], rowptr[dst_nodes + 1] - rowptr[dst_nodes]
+        offsets = torch.zeros(dst_nodes.numel() + 1, dtype=torch.int64, device=graph.device)
+        torch.cumsum(count, 0, out=offsets[1:])
+        row = torch.repeat_interleave(torch.arange(dst_nodes.numel(), device=graph.device), count)
+        slots = torch.arange(row.numel(), device=graph.device) + (first - offsets[:-1])[row]
+        src, ids = col[slots].long(), slots if eid is None else eid[slots].long()
+        outside = torch.zeros(graph.num_src, dtype=torch.bool, device=graph.device)
+        outside[src] = True
+        outside[dst_nodes] = False
+        self.graph, self.dst_nodes = graph, dst_nodes
+        self.src_nodes = torch.cat((dst_nodes, outside.nonzero().squeeze(1)))
+        number = torch.empty(graph.num_src, dtype=torch.int64, device=graph.device)
+        number[self.src_nodes] = torch.arange(self.src_nodes.numel(), device=graph.device)
+        src = number[src]
+        order = torch.sort(ids).indices
+        order = order[torch.sort(src[order], stable=True).indices]
+        colptr = torch.zeros(self.src_nodes.numel() + 1, dtype=torch.int64, device=graph.device)
+        torch.cumsum(torch.bincount(src, minlength=self.src_nodes.numel()), 0, out=colptr[1:])
+        narrow = (t.to(graph.col.dtype) for t in (src, ids, row[order], ids[order]))
+        col, eid, row, ceid = narrow
+        super().__init__(offsets, col, eid, colptr, row, ceid)
+
+    @property
+    def num_edges(self) -> int:
+        return self.graph.num_edges
+
+    def _of_the_graph(self, *_):
+        raise InputError("a Block has no edge set of its own: ask the graph that it is a part of, block.graph")
+
+    edge_index = fingerprint = to = self_loops = reverse_edges = missing_self_loops = with_self_loops = _of_the_graph
+    compact = select = blocks = to_scipy = to_torch_sparse = to_pyg = to_dgl = _of_the_graph
 
 
 def _graph_of(tensors, _):

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
+from acefast.optim import MaskedAdam
 from acefast.pruning import Pattern, SoftMasks
 
 
@@ -34,7 +36,8 @@ class Fit:
     """What a training gives: accuracies (fractions) at the best epoch, the first of highest validation accuracy.
 
     best_epoch counts from 0; val_loss is the mean cross-entropy on the validation nodes there; masks and weights are
-    copies from after that epoch's step (weights only where they were asked for).
+    copies from after that epoch's step (weights only where they were asked for; of existing elements only, the others are
+    as in the masks' start and the first weights).
     """
 
     best_epoch: int
@@ -43,25 +46,6 @@ class Fit:
     test: float
     masks: SoftMasks | None = None
     weights: dict[str, Tensor] | None = None
-
-
-class Evaluator:
-    """Accuracy on the validation and test nodes of a data set."""
-
-    def __init__(self, data: Dataset):
-        self.nodes = torch.cat([data.val, data.test])
-        self.labels = data.y[self.nodes]
-        self.num_val = data.val.numel()
-        self.num_test = data.test.numel()
-
-    def __call__(self, logits: Tensor) -> tuple[Tensor, int, int]:
-        """(logits of the evaluated nodes, number right in validation, number right in test); waits for the device."""
-        rows = logits.index_select(0, self.nodes)
-        right = rows.argmax(1) == self.labels
-        return rows, *torch.stack([right[: self.num_val].sum(), right[self.num_val :].sum()]).tolist()
-
-    def val_loss(self, rows: Tensor) -> float:
-        return float(F.cross_entropy(rows[: self.num_val], self.labels[: self.num_val]))
 
 
 def train(
@@ -73,95 +57,186 @@ def train(
     masks: SoftMasks | None = None,
     seed: int = 0,
     keep_weights: bool = False,
-    on_epoch: Callable[[int, float, float], None] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+    fast: bool = True,
 ) -> Fit:
     """Train ``model`` from the weights ``start`` on the existing elements of ``pattern`` (None: all of them).
 
-    ``masks`` are trained along with the weights (they are changed in place); without them the pattern alone acts.
-    ``seed`` names the dropout noise. After each epoch the model is evaluated without dropout and
-    ``on_epoch(epoch, val, test)`` is called. A model with ``before_noise`` (see ``acefast.nn.GCN``) shares that part of
-    its forward between the evaluation and the next epoch: the same numbers, computed once. Raises InputError when the
-    loss, a weight or a mask stops being finite.
-    """
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(start[name])
-    keep_edges, keep_weights_by_name = _existing(pattern)
-    edge_mask = None if masks is None or masks.edges is None else masks.edges.requires_grad_()
-    weight_masks = {} if masks is None else {name: m.requires_grad_() for name, m in masks.weights.items()}
-    step, leaves = _optimizer(schedule, list(parameters.values()), edge_mask, list(weight_masks.values()))
-    inputs = (data.graph, data.x, edge_mask, keep_edges, weight_masks, keep_weights_by_name)
-    labels = data.y[data.train]
-    evaluate = Evaluator(data)
+    ``masks`` are trained along with the weights; without them the pattern alone acts. ``seed`` names the dropout noise.
+    After each epoch the model is evaluated on the validation nodes without dropout and ``on_epoch(epoch, val)`` is called;
+    the test nodes are evaluated once, at the best epoch. Afterwards the model holds that epoch's weights.
 
-    tracked = [m for m in (edge_mask, *weight_masks.values()) if m is not None]
-    tracked += list(parameters.values()) if keep_weights else []
-    snapshot = [torch.empty_like(t, requires_grad=False) for t in tracked]
+    ``fast`` computes what is needed and nothing else: removed weights have no gradient and no state (``MaskedAdam``),
+    and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the logits asked for depend on.
+    Without it the same numbers, up to rounding, come the straightforward way: masks as further parameters of
+    torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
+    """
+    way = (_Fast if fast else _Straightforward)(model, data, schedule, start, pattern, masks, seed)
+    labels = {split: data.y[getattr(data, split)] for split in ("train", "val", "test")}
+    snapshot = [torch.empty_like(t, requires_grad=False) for t in way.tracked]
     best = Fit(-1, -1.0, 0.0, 0.0)
-    share = getattr(model, "before_noise", None)
-    shared = {} if share is None else {"before_noise": share(*inputs)}
     loss = torch.zeros(())
     for epoch in range(schedule.epochs):
         model.train()
-        logits = model(*inputs, seed, epoch, **shared)
-        loss = F.cross_entropy(logits.index_select(0, data.train), labels)
-        gradients = torch.autograd.grad(loss, leaves)
-        step(gradients)
-        if share is not None:
-            shared["before_noise"] = share(*inputs)
+        loss = F.cross_entropy(way.logits("train", epoch), labels["train"])
+        way.step(loss)
         model.eval()
         with torch.no_grad():
-            rows, val_right, test_right = evaluate(model(*inputs, seed, epoch, **shared))
-            val, test = val_right / evaluate.num_val, test_right / evaluate.num_test
+            logits = way.logits("val")
+            val = _accuracy(logits, labels["val"])
             if val > best.val:
-                best = Fit(epoch, val, evaluate.val_loss(rows), test)
-                if tracked:
-                    torch._foreach_copy_(snapshot, [t.detach() for t in tracked])
+                best = Fit(epoch, val, float(F.cross_entropy(logits, labels["val"])), 0.0)
+                torch._foreach_copy_(snapshot, way.tracked)
         if on_epoch is not None:
-            on_epoch(epoch, val, test)
-    if not all(bool(torch.isfinite(t).all()) for t in (loss, *leaves)):
+            on_epoch(epoch, val)
+    if not all(bool(torch.isfinite(t).all()) for t in (loss, *way.tracked)):
         raise InputError(
             f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr"
         )
-    return _with_snapshot(best, snapshot, masks, parameters if keep_weights else {})
+    with torch.no_grad():
+        if best.best_epoch >= 0:
+            torch._foreach_copy_(way.tracked, snapshot)
+        way.show_tracked()
+        best.test = _accuracy(way.logits("test"), labels["test"])
+        best.masks, weights = way.finish()
+    best.weights = weights if keep_weights else None
+    return best
 
 
-def _existing(pattern: Pattern | None) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The keep arguments of the model: nothing where all elements exist, which the ops serve faster."""
-    if pattern is None:
-        return None, {}
-    edges = None if bool(pattern.edges.all()) else pattern.edges
-    return edges, {name: keep for name, keep in pattern.weights.items() if not bool(keep.all())}
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return int((logits.argmax(1) == labels).sum()) / labels.numel()
 
 
-def _optimizer(schedule: Schedule, parameters, edge_mask, weight_masks):
-    """(step, leaves): the function that takes one step of fused Adam given the leaves' gradients, and the leaves."""
-    edges = [] if edge_mask is None else [edge_mask]
-    masks = [*edges, *weight_masks]
-    groups = [{"params": parameters, "lr": schedule.lr, "weight_decay": schedule.weight_decay}]
-    if masks:
-        groups.append({"params": masks, "lr": schedule.mask_lr, "weight_decay": schedule.mask_weight_decay})
-    optimizer = torch.optim.Adam(groups, lr=schedule.lr, fused=True)
-    leaves = [*parameters, *masks]
-    penalties = [schedule.s1] * len(edges) + [schedule.s2] * len(weight_masks)
+def _all_kept(keep: Tensor) -> bool:
+    return bool(keep.all())
 
-    def step(gradients):
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
+
+class _Straightforward:
+    """Masks are parameters beside the weights, torch's Adam updates all of them, every node is computed.
+
+    ``tracked``: the tensors that training changes. ``step(loss)`` takes one step; ``logits(split, epoch)``, of the nodes of a
+    split; ``show_tracked()`` lets the model follow after ``tracked`` was written; ``finish()`` gives (masks, weights) and
+    leaves the weights in the model.
+    """
+
+    def __init__(self, model, data, schedule, start, pattern, masks, seed):
+        self.model, self.data, self.seed, self.masks = model, data, seed, masks
+        self.parameters = dict(model.named_parameters())
         with torch.no_grad():
-            for mask, penalty in zip(masks, penalties, strict=True):
+            for name, parameter in self.parameters.items():
+                parameter.copy_(start[name])
+        edges = None if pattern is None or _all_kept(pattern.edges) else pattern.edges
+        keeps = {} if pattern is None else {name: k for name, k in pattern.weights.items() if not _all_kept(k)}
+        edge_mask = None if masks is None or masks.edges is None else masks.edges.requires_grad_()
+        weight_masks = {} if masks is None else {name: m.requires_grad_() for name, m in masks.weights.items()}
+        self.inputs = (data.graph, data.x, edge_mask, edges, weight_masks, keeps)
+        mine = [] if edge_mask is None else [edge_mask]
+        self.soft = [*mine, *weight_masks.values()]
+        self.penalties = [schedule.s1] * len(mine) + [schedule.s2] * len(weight_masks)
+        groups = [{"params": list(self.parameters.values()), "lr": schedule.lr, "weight_decay": schedule.weight_decay}]
+        if self.soft:
+            groups.append({"params": self.soft, "lr": schedule.mask_lr, "weight_decay": schedule.mask_weight_decay})
+        self.optimizer = torch.optim.Adam(groups, lr=schedule.lr, fused=True)
+        self.tracked = [t.detach() for t in (*self.soft, *self.parameters.values())]
+
+    def logits(self, split: str, epoch: int = 0) -> Tensor:
+        return self.model(*self.inputs, self.seed, epoch).index_select(0, getattr(self.data, split))
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for mask, penalty in zip(self.soft, self.penalties, strict=True):
                 if penalty:
                     mask.grad.add_(mask.sign(), alpha=penalty)
-        optimizer.step()
+        self.optimizer.step()
 
-    return step, leaves
+    def show_tracked(self) -> None:
+        pass  # the model reads the tracked tensors themselves
+
+    def finish(self):
+        masks = None if self.masks is None else self.masks.map(torch.Tensor.detach)
+        return masks, {name: p.detach().clone() for name, p in self.parameters.items()}
 
 
-def _with_snapshot(fit: Fit, snapshot: list[Tensor], masks: SoftMasks | None, parameters) -> Fit:
-    copies = iter(snapshot)
-    if masks is not None:
-        fit.masks = masks.map(lambda m: next(copies))
-    if parameters:
-        fit.weights = {name: next(copies) for name in parameters}
-    return fit
+class _Fast:
+    """The parameters hold theta * mask and MaskedAdam holds the factors of the kept weights; the model runs on blocks where
+    those are smaller than the graph. The same interface."""
+
+    def __init__(self, model, data, schedule, start, pattern, masks, seed):
+        self.model, self.data, self.seed, self.start = model, data, seed, start
+        edges = None if pattern is None or _all_kept(pattern.edges) else data.graph.select(pattern.edges)
+        self.edge_mask = None
+        if masks is not None and masks.edges is not None:
+            self.edge_mask = masks.edges.detach().clone().requires_grad_()
+        self.inputs = (self.edge_mask, edges, {}, {})
+        self.parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                # A weight that meets sparse features lies transposed: it is then gathered row by row.
+                turned = isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features
+                p.data = start[name].t().clone(memory_format=torch.contiguous_format).t() if turned else start[name].clone()
+        soft = {} if masks is None else masks.weights
+        keeps = {} if pattern is None else pattern.weights
+        theta = dict(lr=schedule.lr, weight_decay=schedule.weight_decay)
+        mask = dict(lr=schedule.mask_lr, weight_decay=schedule.mask_weight_decay)
+
+        def existing(names):
+            return None if pattern is None else [keeps[name] for name in names]
+
+        masked = [name for name in self.parameters if name in soft]
+        pruned = [name for name in self.parameters if name in keeps and name not in soft]
+        plain = [name for name in self.parameters if name not in soft and name not in keeps]
+        groups = [
+            {"params": masked, "masks": [soft[name] for name in masked], "keep": existing(masked), **theta,
+             "mask_lr": mask["lr"], "mask_weight_decay": mask["weight_decay"], "mask_l1": schedule.s2},
+            {"params": pruned, "keep": existing(pruned), **theta},
+            {"params": plain, **theta},
+        ]  # fmt: skip
+        for group in groups:
+            group["params"] = [self.parameters[name] for name in group["params"]]
+        if self.edge_mask is not None:
+            groups.append({"params": [self.edge_mask], "keep": None if pattern is None else [pattern.edges], **mask,
+                           "l1": schedule.s1})  # fmt: skip
+        self.optimizer = MaskedAdam([group for group in groups if group["params"]])
+        self.leaves = [*self.parameters.values(), *([] if self.edge_mask is None else [self.edge_mask])]
+        self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)]
+        self.parts = {}
+
+    def logits(self, split: str, epoch: int = 0) -> Tensor:
+        if split not in self.parts:
+            self.parts[split] = self._part(getattr(self.data, split))
+        blocks, x, nodes = self.parts[split]
+        logits = self.model(self.data.graph, x, *self.inputs, self.seed, epoch, **blocks)
+        return logits if nodes is None else logits.index_select(0, nodes)
+
+    def _part(self, nodes: Tensor):
+        """(the model's argument blocks, x, rows of the logits) for the logits of these nodes."""
+        graph, x = self.data.graph, self.data.x
+        neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()
+        if not hasattr(self.model, "blocks") or neighbours >= graph.num_dst:
+            return {}, x, nodes
+        blocks = self.model.blocks(graph, nodes, self.inputs[1])
+        rows = blocks[0].src_nodes
+        return {"blocks": blocks}, x.take(rows) if isinstance(x, CSR) else x[rows], None
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def show_tracked(self) -> None:
+        for leaf in self.leaves:
+            theta, *mask = self.optimizer.factors(leaf)
+            leaf.copy_(self.optimizer.expand(leaf, theta * mask[0] if mask else theta))
+
+    def finish(self):
+        masks, weights = {}, {}
+        for name, p in self.parameters.items():
+            theta, *mask = self.optimizer.factors(p)
+            weights[name] = self.optimizer.expand(p, theta, self.start[name])
+            if mask:
+                masks[name] = self.optimizer.expand(p, mask[0])
+            p.data = weights[name].clone()
+        edges = None if self.edge_mask is None else self.edge_mask.detach()
+        return SoftMasks(edges, masks) if edges is not None or masks else None, weights

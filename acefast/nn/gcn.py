@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from acefast import ops
 from acefast.csr import CSR
 from acefast.errors import InputError
-from acefast.graph import Graph, Selection
-from acefast.nn.edges import as_graph, part_of
+from acefast.graph import Block, Graph, Selection
+from acefast.nn.edges import as_graph, part_of, with_self_loops
 from acefast.nn.linear import MaskedLinear
 from acefast.random import generator
 
@@ -70,6 +70,21 @@ class GCNConv(nn.Module):
             return None, loops
         return ops.gcn_norm(graph, edge_mask, edge_keep, False if loops is None else loops, self.degrees)
 
+    def blocks(self, graph: Graph, nodes: Tensor, hops: int, edge_keep=None) -> list[Block]:
+        """``graph.blocks`` with this layer's self-loops among the edges, edge E + i being the loop of node i."""
+        if self.add_self_loops:
+            graph, _, edge_keep = with_self_loops(graph, None, edge_keep)
+        return graph.blocks(nodes, hops, edge_keep)
+
+    def entries(self, graph: Graph, edge_mask=None, edge_keep=None) -> Tensor | None:
+        """The entries of A on the edges of ``blocks``, c_e m_e [E], and with self-loops c_self [N] behind them; None for
+        ones. The same for all layers of a network."""
+        c, c_self = self.coefficients(graph, edge_mask, edge_keep)
+        entries = edge_mask if c is None else c if edge_mask is None else c * edge_mask
+        if c_self is None:
+            return entries
+        return torch.cat((c_self.new_ones(graph.num_edges) if entries is None else entries, c_self))
+
     def forward(
         self,
         x: Tensor | CSR,  # [N, in_channels]
@@ -81,7 +96,14 @@ class GCNConv(nn.Module):
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by the names of maskable()
         coefficients: tuple[Tensor | None, Tensor | None] | None = None,
     ) -> Tensor:  # [N, out_channels]
-        graph = as_graph(edge_index, x.shape[0])
+        """On a Block of ``blocks`` (x [N_src, in_channels] -> [N_dst, out_channels]) edge_weight is what ``entries`` gave and
+        stands for all that concerns edges."""
+        if isinstance(edge_index, Block):
+            edge_mask = edge_keep = None
+            coefficients = edge_weight, None
+            graph, edge_weight = edge_index, None
+        else:
+            graph = as_graph(edge_index, x.shape[0])
         if edge_weight is not None:
             edge_mask = edge_weight if edge_mask is None else edge_weight * edge_mask
         if coefficients is None:
@@ -138,6 +160,10 @@ class GCN(nn.Module):
         """The weights that a search may prune, by parameter name."""
         return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}
 
+    def blocks(self, graph: Graph, nodes: Tensor, edge_keep=None) -> list[Block]:
+        """The part of the graph that the logits of ``nodes`` depend on, a block for each layer."""
+        return self.layers[0].blocks(graph, nodes, len(self.layers), edge_keep)
+
     def forward(
         self,
         graph: Graph,
@@ -148,23 +174,23 @@ class GCN(nn.Module):
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by parameter name
         seed: int = 0,
         step: int = 0,
-        before_noise=None,
+        blocks: list[Block] | None = None,
     ) -> Tensor:  # logits [N, out_channels]
-        """``before_noise``: what the function of that name gave for the same weights, masks and patterns."""
-        masks, keeps = weight_masks or {}, weight_keep or {}
-        if before_noise is None:
-            before_noise = self.before_noise(graph, x, edge_mask, edge_keep, masks, keeps)
-        h, coefficients = before_noise
-        for index, layer in enumerate(self.layers[1:], 1):
-            h = ops.relu_dropout(h, self.dropout if self.training else 0.0, seed, step * len(self.layers) + index)
-            own = part_of(masks, f"layers.{index}."), part_of(keeps, f"layers.{index}.")
-            h = layer(h, graph, None, edge_mask, edge_keep, *own, coefficients)
+        """With ``blocks`` of the same graph and edge_keep, x has the rows of the first one's sources and the logits are those
+        of the last one's destinations: the same numbers as those rows without."""
+        first = self.layers[0]
+        if blocks is None:
+            shared = first.coefficients(graph, edge_mask, edge_keep)
+        else:
+            shared = first.entries(graph, edge_mask, edge_keep)
+        h = x
+        for index, layer in enumerate(self.layers):
+            if index:
+                rows = None if blocks is None else blocks[index].src_nodes
+                h = ops.relu_dropout(h, self.dropout if self.training else 0.0, seed, step * len(self.layers) + index, rows)
+            own = part_of(weight_masks, f"layers.{index}."), part_of(weight_keep, f"layers.{index}.")
+            if blocks is None:
+                h = layer(h, graph, None, edge_mask, edge_keep, *own, shared)
+            else:
+                h = layer(h, blocks[index], shared, None, None, *own)
         return h
-
-    def before_noise(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None):
-        """The first layer's sums [N, hidden] and the coefficients of the graph: the part of ``forward`` ahead of any
-        dropout, which evaluation after an optimiser step and the next training step have in common."""
-        layer = self.layers[0]
-        coefficients = layer.coefficients(graph, edge_mask, edge_keep)
-        own = part_of(weight_masks, "layers.0."), part_of(weight_keep, "layers.0.")
-        return layer(x, graph, None, edge_mask, edge_keep, *own, coefficients), coefficients

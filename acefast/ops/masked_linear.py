@@ -20,7 +20,8 @@ def masked_linear(
 
     Args:
         x: dense [N, K], differentiable, or acefast.CSR [N, K], constant.
-        weight: [O, K] of x's dtype, differentiable. mask: [O, K] float32 (float64 with float64), differentiable.
+        weight: [O, K] of x's dtype, differentiable; with CSR x and no masks one that lies transposed in memory
+            (weight.t() contiguous) is multiplied as it lies, by `spmm`. mask: [O, K] float32 (float64 with float64), differentiable.
         bias: [O] like mask, differentiable.
         keep: [O, K] bool; a weight with False does not exist: its gradient is 0, and its mask's too unless mask_grad is
             "all", which gives the derivative that the mask would have if the weight were kept.
@@ -41,6 +42,9 @@ def masked_linear(
     checks.vector("masked_linear", "bias", bias, shape[:1], acc, device)
     checks.vector("masked_linear", "keep", keep, shape, torch.bool, device)
     checks.choice("masked_linear", "mask_grad", mask_grad, ("kept", "all"))
+    if sparse and mask is None and keep is None and x.dtype == acc and weight.t().is_contiguous():
+        y = torch.ops.acefast.spmm(*x.graph().arrays, weight.t(), x.value, None, None, None, None, False)
+        return y if bias is None else y + bias
     rest = [None if t is None else t.contiguous() for t in (weight, mask, bias, keep)]
     if sparse:
         return torch.ops.acefast.masked_linear_csr(

@@ -74,7 +74,7 @@ class Search:
 
         needs = set(find_score(self.config.score).needs)
 
-        def on_epoch(epoch, val, test):
+        def on_epoch(epoch, val):
             self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,
                            "epochs": schedule.epochs, "val": val})  # fmt: skip
 
