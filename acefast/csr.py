@@ -1,5 +1,7 @@
 """A constant sparse matrix as a small record of dense tensors (bag-of-words features are 1 % dense)."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from acefast.graph import Graph
 class CSR:
     """Sparse matrix [rows, cols] in compressed row form: `rowptr` int64 [rows+1], `col` int32 or int64 [nnz], `value`
     float [nnz]. Constant: no gradient flows to it. Its transpose, which backward needs, is made once and kept.
+    `entries` int64 [nnz], of a matrix made by `take`: the number of each entry in the one it was taken from; else None.
 
     Raises InputError where the arrays do not describe such a matrix.
     """
@@ -29,7 +32,7 @@ class CSR:
         if col.numel() and (int(col.min()) < 0 or int(col.max()) >= cols):
             raise InputError(f"CSR: col must lie in [0, {cols}), got [{int(col.min())}, {int(col.max())}]")
         self.rowptr, self.col, self.value, self.shape = rowptr, col, value, (rows, cols)
-        self._transpose: tuple[Tensor, Tensor, Tensor] | None = None
+        self.entries: Tensor | None = None
         self._graph: Graph | None = None
 
     def __repr__(self):
@@ -56,22 +59,19 @@ class CSR:
         return torch.repeat_interleave(torch.arange(self.shape[0], device=self.device), count, output_size=self.nnz)
 
     def transpose_arrays(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(colptr [cols+1], row [nnz], value [nnz]) of the transpose in compressed form; made once."""
-        if self._transpose is None:
-            order = torch.sort(self.col, stable=True).indices
-            count = torch.bincount(self.col, minlength=self.shape[1])
-            colptr = torch.zeros(self.shape[1] + 1, dtype=torch.int64, device=self.device)
-            torch.cumsum(count, 0, out=colptr[1:])
-            self._transpose = colptr, self.rows()[order].to(self.col.dtype), self.value[order]
-        return self._transpose
+        """(colptr [cols+1], row [nnz], value [nnz]) of the transpose in compressed form."""
+        g = self.graph()
+        return g.colptr, g.row, self.value[g.ceid.long()]
 
     def graph(self) -> Graph:
         """The pattern as a bipartite graph from the columns to the rows, entry e being edge e: x w is then the spmm of w
         [cols, F] with weight = value. Made once."""
         if self._graph is None:
             order = torch.sort(self.col, stable=True).indices
-            colptr, row, _ = self.transpose_arrays()
-            self._graph = Graph(self.rowptr, self.col, None, colptr, row, order.to(self.col.dtype))
+            colptr = torch.zeros(self.shape[1] + 1, dtype=torch.int64, device=self.device)
+            torch.cumsum(torch.bincount(self.col, minlength=self.shape[1]), 0, out=colptr[1:])
+            dtype = self.col.dtype
+            self._graph = Graph(self.rowptr, self.col, None, colptr, self.rows()[order].to(dtype), order.to(dtype))
         return self._graph
 
     def take(self, rows: Tensor) -> "CSR":
@@ -81,21 +81,29 @@ class CSR:
         torch.cumsum(count, 0, out=rowptr[1:])
         entry = torch.arange(int(rowptr[-1]), device=self.device)
         entry += torch.repeat_interleave(self.rowptr[rows] - rowptr[:-1], count, output_size=entry.numel())
-        return CSR(rowptr, self.col[entry], self.value[entry], (rows.numel(), self.shape[1]))
+        taken = CSR(rowptr, self.col[entry], self.value[entry], (rows.numel(), self.shape[1]))
+        taken.entries = entry if self.entries is None else self.entries[entry]
+        return taken
 
     def to(self, device) -> "CSR":
         if torch.device(device) == self.device:
             return self
-        moved = CSR.__new__(CSR)
-        moved.shape = self.shape
+        moved = copy.copy(self)
         moved.rowptr, moved.col, moved.value = (t.to(device) for t in (self.rowptr, self.col, self.value))
-        moved._graph = None
-        moved._transpose = None if self._transpose is None else tuple(t.to(device) for t in self._transpose)
+        moved.entries = None if self.entries is None else self.entries.to(device)
+        moved._graph = None if self._graph is None else self._graph.to(device)
         return moved
 
     def with_values(self, value: Tensor) -> "CSR":
-        """The same pattern with other values [nnz]."""
-        return CSR(self.rowptr, self.col, value, self.shape)
+        """The same pattern with other values [nnz] of any float dtype. Raises InputError for another shape or device."""
+        if value.shape != self.value.shape or not value.is_floating_point() or value.device != self.device:
+            raise InputError(
+                f"CSR: value must be float {list(self.value.shape)} on {self.device}, got {value.dtype}"
+                f" {list(value.shape)} on {value.device}"
+            )
+        other = copy.copy(self)
+        other.value = value
+        return other
 
     def to_dense(self) -> Tensor:
         """Dense [rows, cols]; repeated entries add up."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acefast import Graph, InputError
+from acefast import CSR, Graph, InputError, ops
 from tests.inputs import REPOSITORY, edge_sets
 
 
@@ -121,3 +121,75 @@ for sizes in ((20, 20), (5, 9)):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "DGLBACKEND": "pytorch"}
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name, (_, sizes) in edge_sets().items() if sizes[0] == sizes[1] > 0])
+@pytest.mark.parametrize("kept", ["all", "flags", "selection"])
+def test_blocks_compute_the_rows_asked_for(name, kept):
+    """Two layers of each kind on blocks give the whole graph's rows, and its gradients where those rows depend on them."""
+    g = Graph.from_edge_index(*edge_sets()[name])
+    generator = torch.Generator().manual_seed(4)
+    nodes = torch.randperm(g.num_dst, generator=generator)[: max(1, g.num_dst // 4)]
+    keep = None if kept == "all" else torch.rand(g.num_edges, generator=generator) < 0.6
+    keep = g.select(keep) if kept == "selection" else keep
+    blocks = g.blocks(nodes, 2, keep)
+    assert torch.equal(blocks[1].dst_nodes, nodes) and torch.equal(blocks[0].dst_nodes, blocks[1].src_nodes)
+    for block in blocks:
+        assert (block.num_src, block.num_dst) == (block.src_nodes.numel(), block.dst_nodes.numel())
+        assert torch.equal(block.src_nodes[: block.num_dst], block.dst_nodes) and block.num_edges == g.num_edges
+        for ptr, ids in ((block.rowptr, block.eid), (block.colptr, block.ceid)):  # ids ascend within a row and a column
+            ends = torch.zeros(ids.numel() + 1, dtype=torch.bool)
+            ends[ptr] = True
+            assert bool(((ids[1:] > ids[:-1]) | ends[1:-1]).all())
+    layers = {
+        "sum": lambda graph, h, m, k: ops.spmm(graph, h, mask=m, keep=k) + h[: graph.num_dst],
+        "mean": lambda graph, h, m, k: ops.spmm(graph, h, mask=m, keep=k, reduce="mean"),
+        "max": lambda graph, h, m, k: ops.spmm(graph, h, mask=m, keep=k, reduce="max"),
+        "gat": lambda graph, h, m, k: ops.gat(
+            graph, h.unsqueeze(1), h[:, :1], h[: graph.num_dst, 1:2], m, k, dropout=0.3, seed=5
+        ).squeeze(1),
+        "gen": lambda graph, h, m, k: ops.gen(graph, h, mask=m, keep=k, t=0.7),
+    }
+    for layer in layers.values():
+        results = []
+        for on_blocks in (False, True):
+            x = torch.randn(g.num_src, 5, generator=torch.Generator().manual_seed(6)).double().requires_grad_()
+            mask = torch.rand(g.num_edges, generator=torch.Generator().manual_seed(7)).double().add(0.5).requires_grad_()
+            if on_blocks:
+                y = layer(blocks[1], layer(blocks[0], x[blocks[0].src_nodes], mask, None), mask, None)
+            else:
+                y = layer(g, layer(g, x, mask, keep), mask, keep)[nodes]
+            y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y))
+            results.append((y.detach(), x.grad, mask.grad))
+        for a, b in zip(*results, strict=True):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_block_is_not_an_edge_set():
+    g = Graph.from_edge_index(torch.tensor([[0, 1, 2], [1, 2, 0]]))
+    (block,) = g.blocks(torch.tensor([1]), 1)
+    for call in (block.edge_index, block.fingerprint, lambda: block.select(torch.ones(3, dtype=torch.bool))):
+        with pytest.raises(InputError, match="block.graph"):
+            call()
+    with pytest.raises(InputError, match="square graph"):
+        Graph.from_edge_index(torch.tensor([[0], [1]]), (1, 2)).blocks(torch.tensor([0]), 1)
+
+
+def test_rows_of_a_sparse_matrix_and_its_graph():
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(9, 7, generator=generator) * (torch.rand(9, 7, generator=generator) < 0.4)
+    x = CSR.from_dense(dense)
+    rows = torch.tensor([8, 0, 3, 3])
+    taken = x.take(rows)
+    assert torch.equal(taken.to_dense(), dense[rows]) and torch.equal(taken.value, x.value[taken.entries])
+    again = taken.take(torch.tensor([2]))
+    assert torch.equal(again.value, x.value[again.entries])
+    w = torch.randn(7, 5, generator=generator)
+    assert torch.allclose(ops.spmm(taken.graph(), w, weight=taken.value), dense[rows] @ w, atol=1e-6)
+    turned = w.t().contiguous().t().requires_grad_()  # [7, 5] in column order, so that its transpose is contiguous
+    y = ops.masked_linear(taken.with_values(2 * taken.value), turned.t())
+    y.sum().backward()
+    assert torch.allclose(y, 2 * dense[rows] @ w, atol=1e-6)
+    assert torch.allclose(turned.grad, 2 * dense[rows].sum(0).unsqueeze(1).expand(7, 5), atol=1e-6)
+    with pytest.raises(InputError, match="value must be float"):
+        x.with_values(torch.ones(2))

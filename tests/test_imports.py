@@ -13,7 +13,8 @@ ALLOWED = {
     "nn": {"nn", "ops", "base"},
     "pruning": {"pruning", "nn", "ops", "base"},
     "data": {"data", "ops", "base"},
-    "train": {"train", "data", "pruning", "nn", "ops", "base"},
+    "optim": {"ops", "base"},
+    "train": {"train", "optim", "data", "pruning", "nn", "ops", "base"},
     "report": {"report", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "report", "data", "pruning", "nn", "ops", "base"},
 }

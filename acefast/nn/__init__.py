@@ -1,13 +1,14 @@
 """Masked layers and networks, built on nothing but ``acefast.ops``."""
 
 from acefast.errors import InputError
-from acefast.nn.gat import GATConv
+from acefast.nn.dropout import dropout
+from acefast.nn.gat import GAT, GATConv
 from acefast.nn.gcn import GCN, GCNConv
 from acefast.nn.gen import GENConv, MessageNorm, ResGCN
-from acefast.nn.gin import GINConv
+from acefast.nn.gin import GIN, GINConv
 from acefast.nn.linear import MaskedLinear
 
-BACKBONES = {"gcn": GCN}
+BACKBONES = {"gcn": GCN, "gin": GIN, "gat": GAT}
 
 
 def build(backbone: str, in_channels: int, out_channels: int, seed: int = 0, **settings):
@@ -22,7 +23,9 @@ def build(backbone: str, in_channels: int, out_channels: int, seed: int = 0, **s
 
 __all__ = [
     "BACKBONES",
+    "GAT",
     "GCN",
+    "GIN",
     "GATConv",
     "GCNConv",
     "GENConv",
@@ -31,4 +34,5 @@ __all__ = [
     "MessageNorm",
     "ResGCN",
     "build",
+    "dropout",
 ]

@@ -1,4 +1,4 @@
-"""Graph attention layer of Velickovic et al. (ICLR 2018) with masks on edges and weights."""
+"""Graph attention layer of Velickovic et al. (ICLR 2018) with masks on edges and weights, and the network made of it."""
 
 import math
 from collections.abc import Mapping
@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from acefast import ops
+from acefast.csr import CSR
 from acefast.errors import InputError
-from acefast.graph import Graph, Selection
-from acefast.nn.edges import as_graph, with_self_loops
+from acefast.graph import Block, Graph, Selection
+from acefast.nn.dropout import dropout
+from acefast.nn.edges import as_graph, part_of, with_self_loops
 from acefast.nn.linear import MaskedLinear
 from acefast.ops.reference import accumulator
+from acefast.random import generator, named_seed
 
 
 def attention_terms(z: Tensor, *attention: Tensor) -> list[Tensor]:
@@ -76,8 +79,8 @@ class GATConv(nn.Module):
 
     def forward(
         self,
-        x: Tensor | tuple[Tensor, Tensor],  # [N, in_channels], or of sources and destinations
-        edge_index: Graph | Tensor,  # or int [2, E]
+        x: Tensor | CSR | tuple[Tensor, Tensor],  # [N, in_channels], or of sources and destinations
+        edge_index: Graph | Tensor,  # or int [2, E], or a Block
         edge_mask: Tensor | None = None,  # float [E] or [E, H]
         edge_keep: Tensor | Selection | None = None,  # bool [E]
         weight_masks: Mapping[str, Tensor] | None = None,  # float, by the names of maskable()
@@ -91,7 +94,8 @@ class GATConv(nn.Module):
             return getattr(self, name)(h, masks.get(f"{name}.weight"), keeps.get(f"{name}.weight"))
 
         x_src, x_dst = x if isinstance(x, tuple) else (x, x)
-        graph = as_graph(edge_index, (x_src.size(0), x_dst.size(0)))
+        block = isinstance(edge_index, Block) and x_src is x_dst and hasattr(self, "lin")
+        graph = edge_index if block else as_graph(edge_index, (x_src.shape[0], x_dst.shape[0]))
         if self.add_self_loops:
             graph, edge_mask, edge_keep = with_self_loops(graph, edge_mask, edge_keep)
         shared = hasattr(self, "lin")
@@ -103,6 +107,7 @@ class GATConv(nn.Module):
         att_src, att_dst = self.att_src.to(dtype), self.att_dst.to(dtype)
         if z_dst is z:
             a_src, a_dst = attention_terms(z, att_src, att_dst)
+            a_dst = a_dst[: graph.num_dst]  # on a Block, whose destinations are the first of its sources
         else:
             (a_src,), (a_dst,) = attention_terms(z, att_src), attention_terms(z_dst, att_dst)
         y = ops.gat(
@@ -111,7 +116,7 @@ class GATConv(nn.Module):
         )  # fmt: skip
         y = y.flatten(1) if self.concat else y.mean(1)
         if self.res is not None:
-            y = y + linear("res", x_dst)
+            y = y + linear("res", x_dst)[: graph.num_dst]
         return y if self.bias is None else (y + self.bias).to(y.dtype)
 
     def _seed(self, seed: int | None) -> int:
@@ -122,3 +127,57 @@ class GATConv(nn.Module):
         if torch.compiler.is_compiling():
             raise InputError("GATConv: compiled code with attention dropout needs an explicit seed")
         return int(torch.randint(2**62, ()))
+
+
+class GAT(nn.Module):
+    """The GAT of Velickovic et al. as UGS uses it (Chen et al., ICML 2021): layers of :class:`GATConv` with `heads` heads of
+    `hidden` channels side by side, a last layer with one head, ELU between them; dropout on every layer's input and attention.
+
+    No biases. The layers add no self-loops: those of ``acefast.search`` are edges of the graph and carry masks. Maskable
+    weights: ``layers.<i>.lin.weight``. With `pruned` "in_denominator" a removed edge has logit 0 and still passes its message,
+    and masks act on the logits (the released code's and UGS's semantics). In training mode the noise is a function of (seed,
+    step, layer, element) alone.
+    """
+
+    def __init__(self, in_channels, hidden, out_channels, layers=2, heads=8, dropout=0.6, pruned="absent", seed=0):
+        super().__init__()
+        mask_on = "message" if pruned == "absent" else "logit"
+        widths = [in_channels, *[hidden * heads] * (layers - 1)]
+        shapes = [(width, hidden, heads) for width in widths[:-1]] + [(widths[-1], out_channels, 1)]
+        self.layers = nn.ModuleList(
+            GATConv(width, out, count, dropout=dropout, add_self_loops=False, bias=False, mask_on=mask_on)
+            for width, out, count in shapes
+        )
+        self.dropout, self.pruned = dropout, pruned
+        self.reset_parameters(seed)
+
+    def reset_parameters(self, seed: int) -> None:
+        """Fresh weights from generators named after the layers."""
+        for index, layer in enumerate(self.layers):
+            layer.reset_parameters(generator(seed, "init", index))
+
+    def maskable(self) -> dict[str, nn.Parameter]:
+        """The weights that a search may prune, by parameter name."""
+        return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}
+
+    def blocks(self, graph: Graph, nodes: Tensor, edge_keep=None) -> list[Block] | None:
+        """The part of the graph that the logits of ``nodes`` depend on, a block for each layer; None where removed edges pass
+        messages, which blocks do not hold."""
+        return graph.blocks(nodes, len(self.layers), edge_keep) if self.pruned == "absent" else None
+
+    def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
+        """Arguments and result as :meth:`acefast.nn.GCN.forward`."""
+        if self.pruned != "absent" and edge_keep is not None:
+            flags = edge_keep.keep if isinstance(edge_keep, Selection) else edge_keep
+            edge_mask, edge_keep = flags.float() if edge_mask is None else edge_mask * flags, None
+        p, h = self.dropout if self.training else 0.0, x
+        for index, layer in enumerate(self.layers):
+            part = graph if blocks is None else blocks[index]
+            rows, kept = (part.src_nodes, None) if isinstance(part, Block) else (None, edge_keep)
+            noise = named_seed(seed, "gat", step, index)
+            h = dropout(h, p, noise, 0, rows)
+            own = part_of(weight_masks, f"layers.{index}."), part_of(weight_keep, f"layers.{index}.")
+            h = layer(h, part, edge_mask, kept, *own, seed=noise)
+            if index + 1 < len(self.layers):
+                h = torch.nn.functional.elu(h)
+        return h

@@ -20,7 +20,7 @@ except ModuleNotFoundError:
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 
-Backbone = Literal["gcn"]
+Backbone = Literal["gcn", "gin", "gat"]
 Method = Literal["dense", "ugs", "ace"]
 Preset = Literal["paper", "released"]
 Axes = Literal["joint", "edges", "weights"]
@@ -35,7 +35,7 @@ class SearchConfig:
     data_root: str = ""
     """Folder of the raw data files (not part of the configuration's hash)."""
     backbone: Backbone = "gcn"
-    """Graph network."""
+    """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them)."""
     method: Method = "ace"
     """Search method: dense trains the baseline alone, ugs prunes by magnitude, ace also exchanges."""
     preset: Preset = "paper"
@@ -50,17 +50,20 @@ class SearchConfig:
     layers: int = 2
     """Number of layers of the network."""
     hidden: int = 512
-    """Hidden channels."""
+    """Hidden channels; of each head for gat."""
+    heads: int = 8
+    """Attention heads of the hidden layers of gat."""
     dropout: float = 0.5
-    """Dropout probability after each hidden layer, in [0, 1)."""
+    """Dropout probability in [0, 1): after each hidden layer of gcn, each layer of gin; on inputs and attention of gat."""
     bias: bool = False
-    """Whether the layers have a bias (never masked)."""
+    """gcn: whether the layers have a bias (never masked)."""
     self_loops: bool = True
-    """Whether the layers add a self-loop to each node; added loops carry no mask."""
+    """gcn: whether the layers add a self-loop to each node; added loops carry no mask (those of gat are edges)."""
     degrees: Literal["masked", "static", "none"] = "masked"
-    """Normalisation of the sum: by masked degrees, by degrees of the whole graph, or none (raw neighbour sum)."""
+    """gcn: normalisation of the sum, by masked degrees, by degrees of the whole graph, or none (raw neighbour sum)."""
     pruned_edges: Literal["absent", "zeroed"] = "absent"
-    """Whether a pruned edge does not exist or has mask 0; the two coincide for gcn."""
+    """Whether a pruned edge does not exist or has mask 0. Zeroed, it stays in the mean of gin, and for gat it has logit 0 and
+    passes its message, as in the released code; the two coincide for gcn."""
     row_normalise: bool = True
     """Whether each node's features are divided by their sum."""
 
@@ -218,7 +221,7 @@ def _range(names: str, test, words: str) -> dict:
 
 RANGES = {
     **_range("rounds seed ace_rounds protect", lambda v: v >= 0, "0 or more"),
-    **_range("layers hidden mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
+    **_range("layers hidden heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
     **_range("dropout prune_edges prune_weights", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
     **_range("stop_overlap", lambda v: 0 <= v <= 1, "in [0, 1]"),

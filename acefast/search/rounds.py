@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -98,14 +99,31 @@ def _released(config: SearchConfig) -> bool:
 def _prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {config.device} was asked for and torch finds no CUDA device here: use device cpu")
-    data = dataset.with_row_normalized_features() if config.row_normalise else dataset
-    if model is None:
-        model = nn.build(
-            config.backbone, data.num_features, data.num_classes, seed=config.seed, hidden=config.hidden,
-            layers=config.layers, dropout=config.dropout, bias=config.bias, self_loops=config.self_loops,
-            degrees=config.degrees,
-        )  # fmt: skip
+    data = prepare_data(dataset, config)
+    model = build_model(data, config) if model is None else model
     return Search(config, data.to(config.device), model.to(config.device), progress)
+
+
+def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
+    """The data as the configured backbone sees it: features divided by their sums where ``row_normalise``; for gat a
+    self-loop for each node, edge number E + i, which carries a mask like any edge (UGS)."""
+    data = dataset.with_row_normalized_features() if config.row_normalise else dataset
+    return replace(data, graph=data.graph.with_self_loops()) if config.backbone == "gat" else data
+
+
+def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) -> torch.nn.Module:
+    """The configured backbone for data from ``prepare_data``, with first weights drawn from ``seed`` (default: the
+    configuration's)."""
+    pruned = "absent" if config.pruned_edges == "absent" else "in_denominator"
+    own = {
+        "gcn": dict(bias=config.bias, self_loops=config.self_loops, degrees=config.degrees),
+        "gin": dict(pruned=pruned),
+        "gat": dict(pruned=pruned, heads=config.heads),
+    }[config.backbone]
+    return nn.build(
+        config.backbone, data.num_features, data.num_classes, seed=config.seed if seed is None else seed,
+        hidden=config.hidden, layers=config.layers, dropout=config.dropout, **own,
+    )  # fmt: skip
 
 
 def _rounds(search: Search, state: State, store, stages: list) -> None:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from acefast.data import synthetic_citation
 from acefast.errors import InputError
-from acefast.nn import GCN
+from acefast.nn import GCN, build
 from acefast.pruning import Pattern, SoftMasks
 from acefast.train import Schedule, train
 
@@ -67,14 +67,17 @@ def test_training_starts_from_the_given_weights_each_time(tiny):
     assert one.masks is None and one.weights is None
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.05])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_fast_way_is_the_straightforward_one(monkeypatch, share, frozen):
+@pytest.mark.parametrize(
+    ("backbone", "share", "frozen"),
+    [("gcn", 1.0, False), ("gcn", 0.5, False), ("gcn", 0.05, False), ("gcn", 0.5, True), ("gin", 0.5, False),
+     ("gin", 1.0, True), ("gat", 0.5, False), ("gat", 1.0, True)],
+)  # fmt: skip
+def test_the_fast_way_is_the_straightforward_one(monkeypatch, backbone, share, frozen):
     """Losses of 50 epochs from one start with dropout, masks, weights and the selections they give."""
     data = synthetic_citation(
         400, 60, 3, seed=2, num_edges=800, words=6.0, train_per_class=6, num_val=40, num_test=50, name="small"
     )
-    model = GCN(data.num_features, 16, data.num_classes, dropout=0.5, seed=2)
+    model = build(backbone, data.num_features, data.num_classes, hidden=16, seed=2)
     assert model.blocks(data.graph, data.val)[0].num_src < 0.9 * data.num_nodes  # a part of the graph only
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(3)
