@@ -131,7 +131,7 @@ def refuse(capsys, *args) -> str:
         (["search", "--out"], "--out"),
         (["search", "--out", "x", "--dataset", "nope"], "'nope' is not known"),
         (["search", "--out", "x", "--method", "nope"], "nope"),
-        (["search", "--out", "x", "--backbone", "gat"], "gat"),
+        (["search", "--out", "x", "--backbone", "mlp"], "mlp"),
         (["search", "--out", "x", "--rounds", "abc"], "--rounds"),
         (["search", "--out", "x", "--rounds", "-1"], "rounds must be 0 or more"),
         (["search", "--out", "x", "--lr", "nan"], "lr must be"),
