@@ -18,8 +18,9 @@ from acefast import Graph, ops
 from acefast.nn.gat import attention_terms
 from acefast.ops import backend
 from acefast.pruning import global_magnitude_
-from bench import graphs, peers
+from bench import graphs
 from bench.harness import Row, close, compare, copy_bandwidth, environment, limit_memory
+from bench.peers import ops as peers
 from tests.inputs import REPOSITORY, data_folder
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
