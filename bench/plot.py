@@ -1,4 +1,8 @@
-"""`python -m bench plot`: draws committed or fresh results as PNG: time of each implementation over ours, and peak memory."""
+"""`python -m bench plot`: draws committed or fresh results as PNG: time of each implementation over ours, and peak memory.
+
+Results of `bench search` become pictures of their own: epochs over the rungs, phases against the peer, and, where there are
+several labels, what each step brought, in the order of the files.
+"""
 
 import argparse
 import json
@@ -11,11 +15,12 @@ GROUPS_PER_PAGE = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", type=Path, help="results of `bench ops --json`; default: bench/results/*.json")
+    parser.add_argument("files", nargs="*", type=Path, help="results of `bench ops` or `bench search`; default: bench/results/*.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNG files")
 
 
 def main(options: argparse.Namespace, arguments: list[str]) -> int:
+    from bench import plot_search
     from bench.__main__ import RESULTS
 
     files = options.files or sorted(RESULTS.glob("*.json"))
@@ -26,9 +31,11 @@ def main(options: argparse.Namespace, arguments: list[str]) -> int:
         try:
             rows += json.loads(path.read_text())["rows"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f"bench: {path} does not hold results of `bench ops --json` ({type(error).__name__}: {error})") from None
+            raise SystemExit(f"bench: {path} does not hold results of `bench ops` or `bench search` ({type(error).__name__}: {error})") from None
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in draw(rows, options.out):
+    searches = [row for row in rows if row.get("benchmark") == "search"]
+    single = [row for row in rows if row.get("benchmark") != "search"]
+    for path in draw(single, options.out) + plot_search.draw(searches, options.out):
         print(path)
     return 0
 
@@ -82,8 +89,8 @@ def _page(title: str, cases: dict[tuple, list[dict]], path: Path) -> None:
                 ratio, peak = row["median_s"] / ours, max(row["peak_bytes"], 1) / 2**20
                 milliseconds = row["median_s"] * 1e3
                 time = f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds / 1e3:.3g} s"
-                _bar(axes[0], place, ratio, colour[row["impl"]], f" {ratio:.2g}× ({time})" if ratio < 100 else f" {ratio:.0f}× ({time})")
-                _bar(axes[1], place, peak, colour[row["impl"]], f" {peak:.3g} MiB" if peak < 1000 else f" {peak / 1024:.3g} GiB")
+                bar(axes[0], place, ratio, colour[row["impl"]], f" {ratio:.2g}× ({time})" if ratio < 100 else f" {ratio:.0f}× ({time})")
+                bar(axes[1], place, peak, colour[row["impl"]], f" {peak:.3g} MiB" if peak < 1000 else f" {peak / 1024:.3g} GiB")
             else:
                 note = row.get("note") or "not timed"
                 axes[0].text(0.02, place, f"{row['impl']}: {note[:60]}", transform=axes[0].get_yaxis_transform(), va="center", fontsize=7, color="#666666")
@@ -108,6 +115,6 @@ def _page(title: str, cases: dict[tuple, list[dict]], path: Path) -> None:
     plt.close(figure)
 
 
-def _bar(axis, place: int, value: float, colour: str, text: str) -> None:
+def bar(axis, place: int, value: float, colour: str, text: str) -> None:
     axis.barh(place, value, color=colour, height=0.85)
     axis.text(value, place, text, va="center", fontsize=7)

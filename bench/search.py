@@ -19,8 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import torch
-
 from acefast.data import DATASETS
 from acefast.errors import InputError
 from acefast.files import write_atomic
@@ -30,7 +28,6 @@ from acefast.search import SearchConfig, load_data, resolve_config, run_search, 
 from bench.harness import environment, status_bytes, timed
 from tests.inputs import REPOSITORY, data_folder
 
-PHASES = ("dense", "imp", "retained", "complement", "retrain")
 TURNS = 5  # timings of each implementation and phase
 QUICK = dict(rounds=2, hidden=16, mask_epochs=6, fix_epochs=6, ace_epochs=2, ace_rounds=2)
 
@@ -38,7 +35,7 @@ QUICK = dict(rounds=2, hidden=16, mask_epochs=6, fix_epochs=6, ace_epochs=2, ace
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", nargs="+", choices=DATASETS, metavar="NAME", help=f"of: {', '.join(DATASETS)}; default: cora")
     parser.add_argument("--data-root", type=Path, help="folder with planetoid/; default: ACEFAST_DATA, ../shared/data or .data")
-    parser.add_argument("--method", choices=("ace", "ugs", "dense"), default="ace")
+    parser.add_argument("--method", choices=("ace", "ugs"), default="ace")
     parser.add_argument("--rounds", type=int, help="rounds of pruning; default: 20")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -76,8 +73,7 @@ def measure(options: argparse.Namespace) -> int:
         if options.search and folder is not None and folder.exists():
             raise InputError(f"{folder} exists and a search that is timed needs a fresh folder: choose another --runs or --label")
         jobs.append((settings, folder))
-    torch.set_num_threads(options.threads)  # as the measuring processes have them, for `environment`
-    head = environment() | {"device": options.device}
+    head = environment() | {"threads": options.threads, "device": options.device}
     print("  ".join(f"{key}={value}" for key, value in head.items()))
     rows = []
     for settings, folder in jobs:
@@ -175,17 +171,13 @@ def whole_search(settings: dict, folder: Path | None) -> dict:
 
 
 def search_epochs(config: SearchConfig) -> dict[str, int]:
-    """Epochs of a whole search by phase; a phase that the method does not have is left out."""
-    c, pruned = config, config.method != "dense"
-    exchanges = c.ace_rounds if c.method == "ace" else 0
-    epochs = {
-        "dense": c.fix_epochs,
-        "imp": pruned * c.rounds * c.mask_epochs,
-        "retained": c.rounds * (exchanges + 1) * c.ace_epochs if c.method == "ace" else 0,
-        "complement": c.rounds * exchanges * c.ace_epochs,
-        "retrain": pruned * c.rounds * c.fix_epochs,
-    }
-    return {phase: count for phase, count in epochs.items() if count}
+    """Epochs of a whole search by phase, those that the method has."""
+    c = config
+    epochs = {"dense": c.fix_epochs, "imp": c.rounds * c.mask_epochs}
+    if c.method == "ace":
+        epochs["retained"] = c.rounds * (c.ace_rounds + 1) * c.ace_epochs
+        epochs["complement"] = c.rounds * c.ace_rounds * c.ace_epochs
+    return {**epochs, "retrain": c.rounds * c.fix_epochs}
 
 
 def time_phases(settings: dict, epochs: int, with_peer: bool) -> list[dict]:
@@ -193,6 +185,7 @@ def time_phases(settings: dict, epochs: int, with_peer: bool) -> list[dict]:
     `epochs` / TURNS epochs of the peer."""
     config = resolve_config(**settings)
     rows = []
+    print(f"{config.dataset}: timing {epochs} epochs of each training, {TURNS} times" + with_peer * " and the peer's once", flush=True)
 
     def measure(search, state):
         phases = phases_of(search, state, with_peer)
@@ -200,7 +193,7 @@ def time_phases(settings: dict, epochs: int, with_peer: bool) -> list[dict]:
             rows.append({"phase": phase, "epochs": count, **timings(*phases[phase], epochs, config.device)})
             print_phase(config.dataset, rows[-1])
 
-    short = settings | dict(rounds=1, mask_epochs=epochs, fix_epochs=epochs, ace_epochs=epochs, method="ugs")
+    short = settings | dict(rounds=1, mask_epochs=epochs, fix_epochs=epochs, ace_epochs=epochs)
     # A method of our own, so that data, network and trainings are exactly the search's; its dense baseline warms up.
     run_search(load_data(config), resolve_config(**short), method=lambda _: [("phases", measure), ("retrain", stages.retrain)])
     return rows
@@ -237,19 +230,24 @@ def phases_of(search, state, with_peer: bool) -> dict:
 
 
 def timings(ours, peer, epochs: int, device: str) -> dict:
-    """Medians and minima of the turns."""
-    ours_ms, peer_ms = [], []
-    timed(ours, device)
+    """Of each implementation: median and minimum of the turns, and the median of its CPU time over all threads, which other
+    work on the machine disturbs less."""
+    calls = {"acefast": (ours, 1, epochs)}  # what is called, how often in a turn, and the epochs of that
     if peer is not None:
-        timed(peer.epoch, device)
+        calls["peer"] = (peer.epoch, epochs // TURNS, epochs // TURNS)
+    for call, *_ in calls.values():
+        timed(call, device)
+    wall, cpu = defaultdict(list), defaultdict(list)
     for _ in range(TURNS):
-        ours_ms.append(1e3 * timed(ours, device) / epochs)
-        if peer is not None:
-            peer_ms.append(1e3 * timed(peer.epoch, device, inner=epochs // TURNS))
-    row = {"acefast_ms": statistics.median(ours_ms), "acefast_min_ms": min(ours_ms)}
+        for impl, (call, times, count) in calls.items():
+            before = time.process_time()
+            wall[impl].append(1e3 * timed(call, device, times) * times / count)
+            cpu[impl].append(1e3 * (time.process_time() - before) / count)
+    row = {}
+    for impl in calls:
+        row |= {f"{impl}_ms": statistics.median(wall[impl]), f"{impl}_min_ms": min(wall[impl]), f"{impl}_cpu_ms": statistics.median(cpu[impl])}
     if peer is not None:
-        row |= {"peer_ms": statistics.median(peer_ms), "peer_min_ms": min(peer_ms)}
-        row["ratio"] = row["peer_ms"] / row["acefast_ms"]
+        row |= {"ratio": row["peer_ms"] / row["acefast_ms"], "cpu_ratio": row["peer_cpu_ms"] / row["acefast_cpu_ms"]}
     return row
 
 
@@ -282,9 +280,14 @@ def print_search(row: dict) -> None:
 
 
 def print_phase(dataset: str, phase: dict) -> None:
-    peer = f"   peer {phase['peer_ms']:8.2f} ms (min {phase['peer_min_ms']:.2f})   {phase['ratio']:.1f} x" if "peer_ms" in phase else ""
-    ours = f"acefast {phase['acefast_ms']:8.2f} ms (min {phase['acefast_min_ms']:.2f})"
-    print(f"{dataset}: an epoch of {phase['phase']:<10} {ours}{peer}   {phase['epochs']:,} in a search", flush=True)
+    figures = [
+        f"{impl} {phase[f'{impl}_ms']:8.2f} ms (min {phase[f'{impl}_min_ms']:.2f}, CPU {phase[f'{impl}_cpu_ms']:.2f})"
+        for impl in ("acefast", "peer")
+        if f"{impl}_ms" in phase
+    ]
+    if "ratio" in phase:
+        figures.append(f"{phase['ratio']:.1f} x (CPU {phase['cpu_ratio']:.1f} x)")
+    print(f"{dataset}: an epoch of {phase['phase']:<10} {'   '.join(figures)}   {phase['epochs']:,} in a search", flush=True)
 
 
 def print_phases(row: dict) -> None:

@@ -95,8 +95,8 @@ class Training:
         )
         self.epochs, self.best = 0, {"val": -1.0}
 
-    def epoch(self) -> float:
-        """Step, evaluation, best epoch; returns the training loss."""
+    def epoch(self) -> tuple[float, float]:
+        """Step, evaluation, best epoch; returns the accuracies (val, test)."""
         data, labels = self.data, self.data.y
         self.model.train()
         self.optimizer.zero_grad()
@@ -117,12 +117,4 @@ class Training:
             state = copy.deepcopy(self.model.state_dict())
             self.best = {"best_epoch": self.epochs, "val": val, "val_loss": val_loss, "test": test, "state": state}
         self.epochs += 1
-        return loss.item()
-
-    def best_masks(self) -> SoftMasks:
-        """The trained masks at the best epoch (named by their layer), 0 on what does not exist."""
-        state = self.best["state"]
-        names = [f"layers.{i}.lin.weight" for i in range(len(self.model.convs))]
-        prefixes = ["edge_masks", *[f"convs.{i}.masks" for i in range(len(names))]]
-        edges, *weights = [state[f"{p}.train_mask"] * state[f"{p}.fixed_mask"] for p in prefixes]
-        return SoftMasks(edges, dict(zip(names, weights, strict=True)))
+        return val, test
