@@ -95,8 +95,8 @@ class Training:
         )
         self.epochs, self.best = 0, {"val": -1.0}
 
-    def epoch(self) -> tuple[float, float]:
-        """Step, evaluation, best epoch; returns the accuracies (val, test)."""
+    def epoch(self) -> float:
+        """Step, evaluation, best epoch; returns the validation accuracy."""
         data, labels = self.data, self.data.y
         self.model.train()
         self.optimizer.zero_grad()
@@ -117,4 +117,4 @@ class Training:
             state = copy.deepcopy(self.model.state_dict())
             self.best = {"best_epoch": self.epochs, "val": val, "val_loss": val_loss, "test": test, "state": state}
         self.epochs += 1
-        return val, test
+        return val
