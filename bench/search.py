@@ -65,6 +65,8 @@ def measure(options: argparse.Namespace) -> int:
         raise InputError(f"--epochs must be a multiple of {TURNS}, got {options.epochs}")
     if not (options.search or options.phases):
         raise InputError("--no-search and --no-phases together leave nothing to measure: give one of them")
+    if options.json is not None:
+        writable(options.json)
     jobs = []
     for name in options.dataset or ["synthetic-cora" if options.quick else "cora"]:
         settings = settings_of(name, options)
@@ -87,11 +89,18 @@ def measure(options: argparse.Namespace) -> int:
             print_phases(row)
         rows.append(row)
         if options.json is not None:  # after each data set: a run that is cut short leaves what it measured
-            options.json.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(options.json, json.dumps({"environment": head, "rows": rows}, indent=1, allow_nan=False) + "\n")
     if options.json is not None:
         print(f"written: {options.json}")
     return 0
+
+
+def writable(path: Path) -> None:
+    """Make the folder of the results before anything is measured for them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--json: cannot make the folder of {path}: {error.strerror}") from None
 
 
 def settings_of(name: str, options: argparse.Namespace) -> dict:

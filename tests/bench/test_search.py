@@ -113,6 +113,7 @@ def test_a_quick_benchmark_becomes_figures_and_pictures(tmp_path, capfd, monkeyp
     [
         (["--epochs", "7"], "--epochs must be a multiple of 5, got 7"),
         (["--no-search", "--no-phases"], "leave nothing to measure"),
+        (["--json", "/dev/null/results.json"], "cannot make the folder of /dev/null/results.json"),
         (["--rounds", "-1"], "rounds must be 0 or more"),
         (["--dataset", "cora", "--data-root", "/no/such/folder"], "/no/such/folder"),
     ],
