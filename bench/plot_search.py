@@ -9,7 +9,8 @@ BELOW = dict(fontsize=8, frameon=False, ncols=6, loc="upper center", bbox_to_anc
 
 
 def draw(rows: list[dict], out: Path) -> list[Path]:
-    """Up to three files per device, data set and method; rows are drawn in their order, which is that of the steps."""
+    """Up to three files per device, data set and method; rows are drawn in their order, which is that of the steps.
+    Ends with one sentence where the rows of a picture are of searches that cannot be compared."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -18,6 +19,11 @@ def draw(rows: list[dict], out: Path) -> list[Path]:
         groups.setdefault((row["device"], row["dataset"], row["method"]), []).append(row)
     written = []
     for case, group in groups.items():
+        for key in ("preset", "rounds", "hidden", "threads"):
+            values = sorted({row[key] for row in group})
+            if len(values) > 1:
+                listed = " and ".join(map(str, values))
+                raise SystemExit(f"bench: the results on {' '.join(case)} have {key} {listed}: draw them into folders of their own")
         pictures = {
             "rungs": (_rungs, [row for row in group if "search" in row], 1),
             "phases": (_phases, [row for row in group if "phases" in row], 1),

@@ -17,6 +17,15 @@ from bench.peers.search import Training
 EPOCHS = 40
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On tensors this small, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tiny():
     data = synthetic_citation(
@@ -106,6 +115,10 @@ def test_a_quick_benchmark_becomes_figures_and_pictures(tmp_path, capfd, monkeyp
     pictures = sorted(picture.name for picture in (tmp_path / "plots").iterdir())
     names = [f"ace-{name}" for name in ("phases", "rungs", "steps")] + ["ugs-phases"]
     assert pictures == [f"search-cpu-synthetic-cora-{name}.png" for name in names]
+    results["rows"][0]["rounds"] = 20
+    after.write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match="have rounds 2 and 20"):
+        main(["plot", str(before), str(after), "--out", str(tmp_path / "plots")])
 
 
 @pytest.mark.parametrize(
