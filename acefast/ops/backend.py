@@ -67,7 +67,7 @@ SCHEMAS = {
 # Ops that have a Triton implementation, and the module under acefast.ops.triton that holds it.
 _TRITON_OPS = {
     "spmm": "spmm", "spmm_bwd": "spmm", "gat": "gat", "gat_bwd": "gat", "gen": "gen", "gen_bwd": "gen",
-    "topk_mask": "topk_mask",
+    "topk_mask": "topk_mask", "topk_mask_out": "topk_mask",
 }  # fmt: skip
 
 # What `auto` tries, in order, per device. On CUDA the order is to follow the committed GPU benchmark; until one is

@@ -71,4 +71,8 @@ def test_topk(dtype):
             cases.check_topk(scores, k, device="cuda")
         alive = cases.alive_like(scores)
         living = sum(int(a.sum()) for a in alive)
-        cases.check_topk(scores, living // 2, alive, largest=False, magnitude=name != "ties", device="cuda")
+        out = [torch.ones(s.shape, dtype=torch.bool, device="cuda") for s in scores]
+        for given in (None, out):
+            cases.check_topk(
+                scores, living // 2, alive, largest=False, magnitude=name != "ties", device="cuda", out=given
+            )

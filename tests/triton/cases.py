@@ -10,7 +10,7 @@ from acefast.ops import reference
 from acefast.ops.triton.gat import gat, gat_bwd
 from acefast.ops.triton.gen import gen, gen_bwd
 from acefast.ops.triton.spmm import spmm, spmm_bwd
-from acefast.ops.triton.topk_mask import topk_mask
+from acefast.ops.triton.topk_mask import topk_mask, topk_mask_out
 from tests.inputs import assert_close
 
 FACTORS = ("weight", "mask", "keep", "self_weight", "row_scale")
@@ -170,9 +170,11 @@ def check_gen(graph, num_feats, dtype, aggr=reference.SOFTMAX, mask=True, keep=T
     return _check(gen_bwd, arrays, backward, expected, names, device)
 
 
-def check_topk(scores, k, alive=None, largest=True, magnitude=True, device="cpu"):
-    """topk_mask picks exactly what the reference picks and reports the same status. Returns (keep, status)."""
-    keep, status = topk_mask(_to(scores, device), k, None if alive is None else _to(alive, device), largest, magnitude)
+def check_topk(scores, k, alive=None, largest=True, magnitude=True, device="cpu", out=None):
+    """topk_mask, or with `out` topk_mask_out, picks exactly what the reference picks and reports the same status. Returns
+    (keep, status)."""
+    args = _to(scores, device), k, None if alive is None else _to(alive, device), largest, magnitude
+    keep, status = topk_mask(*args) if out is None else (out, topk_mask_out(*args, out))
     expected, expected_status = reference.topk_mask(scores, k, alive, largest, magnitude)
     assert status.dtype == torch.int32 and status.shape == (1,)
     assert int(status) == int(expected_status), f"status {int(status)}, expected {int(expected_status)}"

@@ -273,12 +273,17 @@ def topk_mask(scores, k, alive, largest, magnitude) -> tuple[list[Tensor], Tenso
     Exactly k True over all scores, the largest (or smallest) of |score| or score among those alive, lowest index first
     among equals. Status bit 0: NaN among the alive scores, bit 1: k out of [0, number alive]; then every keep is False.
     """
-    device = scores[0].device
     keep = [torch.empty_like(s, dtype=torch.bool) for s in scores]
+    return keep, topk_mask_out(scores, k, alive, largest, magnitude, keep)
+
+
+def topk_mask_out(scores, k, alive, largest, magnitude, out) -> Tensor:
+    """topk_mask written into the bool tensors `out`; returns the status. The schema `acefast::topk_mask_out`."""
+    device = scores[0].device
     status = torch.zeros(1, dtype=torch.int32, device=device)
     full = [i for i, s in enumerate(scores) if s.numel()]
     if not full:
-        return keep, status.fill_(0 if k == 0 else BAD_K.value)
+        return status.fill_(0 if k == 0 else BAD_K.value)
     integer, word, infinity = WORDS[scores[0].dtype]
     elements = sum(scores[i].numel() for i in full)
     blocks = triton.next_power_of_2(triton.cdiv(elements, BLOCK * MAX_CHUNKS))
@@ -293,7 +298,7 @@ def topk_mask(scores, k, alive, largest, magnitude) -> tuple[list[Tensor], Tenso
     rows, totals = scratch(num_chunks, BINS.value, dtype=torch.int32), scratch(BINS.value)
     state = scratch(digits + 1, STATE.value)
     views = [
-        (scores[i].view(integer), alive[i].view(torch.int8) if alive else None, keep[i].view(torch.int8)) for i in full
+        (scores[i].view(integer), alive[i].view(torch.int8) if alive else None, out[i].view(torch.int8)) for i in full
     ]
     options = {
         "WORD": word, "LARGEST": largest, "MAGNITUDE": magnitude, "HAS_ALIVE": alive is not None,
@@ -301,9 +306,9 @@ def topk_mask(scores, k, alive, largest, magnitude) -> tuple[list[Tensor], Tenso
     }  # fmt: skip
     with on_device(status):
         first = 0
-        for index, ((score, living, out), count) in enumerate(zip(views, chunks, strict=True)):
+        for index, ((score, living, keep), count) in enumerate(zip(views, chunks, strict=True)):
             topk_table_kernel[(triton.cdiv(count, BLOCK),)](
-                table, tensor_of, score, living, out, index, score.numel(), first, count, BLOCK=BLOCK, **LAUNCH
+                table, tensor_of, score, living, keep, index, score.numel(), first, count, BLOCK=BLOCK, **LAUNCH
             )
             first += count
         topk_range_kernel[(num_chunks,)](table, tensor_of, chunk_range, chunk_count, blocks, **options)
@@ -317,4 +322,4 @@ def topk_mask(scores, k, alive, largest, magnitude) -> tuple[list[Tensor], Tenso
             )
             topk_pick_kernel[(1,)](state[digit], rows, totals, ties, num_chunks, BLOCK=BLOCK, **LAUNCH)
         topk_select_kernel[(num_chunks,)](table, tensor_of, state[digits], ties, status, blocks, **options)
-    return keep, status
+    return status

@@ -41,6 +41,16 @@ def test_every_k():
         check_topk(scores, k, alive)
 
 
+def test_masks_given_are_written():
+    scores = score_lists(torch.float32)["list"]
+    for k in (0, 20, 999):
+        out = [torch.ones_like(s, dtype=torch.bool) for s in scores]
+        check_topk(scores, k, alive_like(scores), out=out)
+    with backend.backend("triton"):
+        assert ops.topk_mask(scores, 20, out=out) is out
+    assert sum(int(part.sum()) for part in out) == 20
+
+
 def test_nothing_alive_and_nothing_there():
     scores = score_lists(torch.float32)["list"]
     dead = [torch.zeros_like(s, dtype=torch.bool) for s in scores]
