@@ -16,11 +16,13 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 namespace acefast {
 
 using torch::stable::Tensor;
 using OptTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
 using ScalarType = torch::headeronly::ScalarType;
 using Half = c10::Half;
 using BFloat16 = c10::BFloat16;
@@ -58,6 +60,19 @@ inline void check_tensor(const char* op, const char* name, const Tensor& t, cons
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
   if (t.scalar_type() != dtype) fail(op, std::string(name) + " has the wrong dtype");
+}
+
+// The list has, in each position, a contiguous tensor of the dtype with as many elements as `like`'s, on one device.
+inline void check_list(const char* op, const char* name, const Tensors& list, const Tensors& like, ScalarType dtype) {
+  if (list.size() != like.size()) fail(op, std::string(name) + " has the wrong number of tensors");
+  for (size_t n = 0; n < list.size(); ++n) {
+    const Tensor& t = list[n];
+    if (t.is_cuda() != like[0].is_cuda() || t.get_device_index() != like[0].get_device_index())
+      fail(op, std::string(name) + " is on another device");
+    if (!t.is_contiguous() || t.numel() != like[n].numel())
+      fail(op, std::string(name) + " is not contiguous or has the wrong number of elements");
+    check_dtype(op, name, t, dtype);
+  }
 }
 
 // ---- data pointers (nullptr for an absent optional) ----

@@ -1,6 +1,7 @@
 // masked_adam on the CPU: see csrc/ops.h.
 #include <cmath>
 
+#include "common/masked_adam.h"
 #include "cpu/parallel.h"
 #include "cpu/vec.h"
 
@@ -101,53 +102,14 @@ struct Parameter {
   }
 };
 
-using Tensors = std::vector<Tensor>;
-
-void check_like(const char* op, const char* name, const Tensors& list, const Tensors& theta, ScalarType dtype) {
-  check(list.size() == theta.size(), op, "the lists must be of one length");
-  for (size_t n = 0; n < theta.size(); ++n) {
-    check(list[n].is_contiguous() && list[n].numel() == theta[n].numel(), op,
-          "the tensors of one position must be contiguous and of one number of elements");
-    check_dtype(op, name, list[n], dtype);
-  }
-}
-
-// grad and weight, of theta's sizes or, with place, of one size each.
-void check_spread(const char* op, const Tensors& grad, const Tensors& weight, const Tensors& theta, bool placed) {
-  const ScalarType dtype = theta[0].scalar_type();
-  if (!placed) {
-    check_like(op, "grad", grad, theta, dtype);
-    if (!weight.empty()) check_like(op, "weight", weight, theta, dtype);
-    return;
-  }
-  check(grad.size() == theta.size() && (weight.empty() || weight.size() == theta.size()), op,
-        "the lists must be of one length");
-  for (size_t n = 0; n < theta.size(); ++n) {
-    check_dtype(op, "grad", grad[n], dtype);
-    check(grad[n].is_contiguous(), op, "grad must be contiguous");
-    if (weight.empty()) continue;
-    check_dtype(op, "weight", weight[n], dtype);
-    check(weight[n].is_contiguous() && weight[n].numel() == grad[n].numel(), op, "weight must be contiguous and of grad's size");
-  }
-}
-
 void masked_adam(const Tensors& grad, const std::optional<Tensors>& place, const std::optional<Tensors>& keep,
                  const Tensors& theta, const Tensors& mask, const Tensors& theta_mean, const Tensors& theta_square,
                  const Tensors& mask_mean, const Tensors& mask_square, const Tensors& weight, const Tensor& step,
                  const std::vector<double>& theta_settings, const std::vector<double>& mask_settings) {
   const char* op = "masked_adam";
-  check(!theta.empty(), op, "theta is empty");
-  check(theta_settings.size() == 6 && mask_settings.size() == 6, op, "settings must be six numbers");
-  check_dtype(op, "step", step, ScalarType::Long);
-  check(step.numel() == 1, op, "step must be one number");
+  check_masked_adam(op, grad, place, keep, theta, mask, theta_mean, theta_square, mask_mean, mask_square, weight, step,
+                    theta_settings, mask_settings);
   const ScalarType dtype = theta[0].scalar_type(), index = place ? (*place)[0].scalar_type() : ScalarType::Long;
-  check_like(op, "theta", theta, theta, dtype);
-  for (const Tensors* list : {&theta_mean, &theta_square}) check_like(op, "the moments of theta", *list, theta, dtype);
-  if (!mask.empty())
-    for (const Tensors* list : {&mask, &mask_mean, &mask_square}) check_like(op, "the mask and its moments", *list, theta, dtype);
-  if (keep) check_like(op, "keep", *keep, theta, ScalarType::Bool);
-  if (place) check_like(op, "place", *place, theta, index);
-  check_spread(op, grad, weight, theta, place.has_value());
   const int64_t t = ++*mutable_ptr<int64_t>(step);
   std::vector<Piece> pieces;
   for (size_t n = 0; n < theta.size(); ++n)

@@ -415,15 +415,8 @@ inline std::vector<Tensor> new_masks(const std::vector<Tensor>& like) {
 // Scores of one dtype and, where given, flags of their sizes; all contiguous.
 inline void check_lists(const char* op, const std::vector<Tensor>& scores, const std::vector<Tensor>* flags) {
   check(!scores.empty(), op, "scores is empty");
-  check(!flags || flags->size() == scores.size(), op, "the flags must have as many tensors as the scores");
-  for (size_t t = 0; t < scores.size(); ++t) {
-    check_dtype(op, "every score", scores[t], scores[0].scalar_type());
-    check(scores[t].is_contiguous(), op, "every score must be contiguous");
-    if (!flags) continue;
-    check_dtype(op, "every flag", (*flags)[t], ScalarType::Bool);
-    check((*flags)[t].is_contiguous() && (*flags)[t].numel() == scores[t].numel(), op,
-          "the flags must have the scores' shapes");
-  }
+  check_list(op, "scores", scores, scores, scores[0].scalar_type());
+  if (flags) check_list(op, "the flags", *flags, scores, ScalarType::Bool);
 }
 
 }  // namespace acefast

@@ -115,6 +115,24 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
 
+// The same for up to N values of which `left` exist; by single values unless `vector` says that p is aligned for a Pack.
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load_part(const T* p, int64_t left, bool vector) {
+  if (vector && left >= N) return load_pack<N>(p);
+  Pack<T, N> pack{};
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if (i < left) pack.v[i] = p[i];
+  return pack;
+}
+template <int N, typename T>
+__device__ __forceinline__ void store_part(T* p, const Pack<T, N>& pack, int64_t left, bool vector) {
+  if (vector && left >= N) return store_pack(p, pack);
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if (i < left) p[i] = pack.v[i];
+}
+
 __device__ __forceinline__ int lane_index() { return threadIdx.x % kWarp; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / kWarp; }
 __device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1u; }

@@ -10,32 +10,54 @@ template <typename T>
 constexpr int kElements = sizeof(T) == 2 ? 8 : 4;
 
 // threshold = floor(p * 2^32) needs 33 bits: at p = 1 no word reaches it.
+template <typename T>
+__device__ __forceinline__ T dropped(T x, unsigned word, uint64_t threshold, acc_t<T> scale) {
+  const acc_t<T> v = to_acc(x);
+  return static_cast<T>(v > 0 && word >= threshold ? v * scale : acc_t<T>(0));
+}
+
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     relu_dropout_fwd_kernel(const T* x, T* y, int64_t count, uint64_t threshold, acc_t<T> scale, uint64_t seed, uint64_t step) {
   constexpr int N = kElements<T>;
   const int64_t stride = int64_t{gridDim.x} * kThreads * N;
   for (int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; first < count; first += stride) {
-    const bool whole = kVector && first + N <= count;
-    Pack<T, N> in{}, out;
-    if (whole) {
-      in = load_pack<N>(x + first);
-    } else {
-      for (int i = 0; i < N && first + i < count; ++i) in.v[i] = x[first + i];
-    }
+    const Pack<T, N> in = load_part<N>(x + first, count - first, kVector);
+    Pack<T, N> out;
 #pragma unroll
     for (int quad = 0; quad < N / 4; ++quad) {
       const Philox4 words = philox4x32_10(seed, step, static_cast<uint64_t>(first / 4 + quad));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const acc_t<T> v = to_acc(in.v[quad * 4 + i]);
-        out.v[quad * 4 + i] = static_cast<T>(v > 0 && words.w[i] >= threshold ? v * scale : acc_t<T>(0));
-      }
+      for (int i = 0; i < 4; ++i) out.v[quad * 4 + i] = dropped(in.v[quad * 4 + i], words.w[i], threshold, scale);
     }
-    if (whole) {
-      store_pack(y + first, out);
+    store_part(y + first, out, count - first, kVector);
+  }
+}
+
+// Element c of row r has the number rows[r] * width + c. A thread takes the elements of a row that share a Philox block; a row
+// touches at most `blocks` of them. kVector: all of them are whole, and aligned for a Pack.
+template <typename T, bool kVector>
+__global__ void __launch_bounds__(kThreads)
+    relu_dropout_rows_kernel(const T* x, const int64_t* rows, T* y, int64_t items, int64_t width, int64_t blocks,
+                             uint64_t threshold, acc_t<T> scale, uint64_t seed, uint64_t step) {
+  for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items; item += int64_t{gridDim.x} * kThreads) {
+    const int64_t r = item / blocks;
+    const uint64_t number = static_cast<uint64_t>(rows[r]) * static_cast<uint64_t>(width);
+    const uint64_t block = number / 4 + static_cast<uint64_t>(item % blocks);
+    const auto c = static_cast<int64_t>(4 * block - number);  // column of the block's first word, -3 or more
+    if (c >= width) continue;
+    const T* in = x + (r * width + c);
+    T* out = y + (r * width + c);
+    const Philox4 words = philox4x32_10(seed, step, block);
+    if (kVector) {
+      Pack<T, 4> pack = load_pack<4>(in);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pack.v[i] = dropped(pack.v[i], words.w[i], threshold, scale);
+      store_pack(out, pack);
     } else {
-      for (int i = 0; i < N && first + i < count; ++i) y[first + i] = out.v[i];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (c + i >= 0 && c + i < width) out[i] = dropped(in[i], words.w[i], threshold, scale);
     }
   }
 }
@@ -60,15 +82,26 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-void launch_relu_dropout_fwd(const Tensor& x, const Tensor& y, double p, int64_t seed, int64_t step, const DeviceScope& scope) {
+void launch_relu_dropout_fwd(const Tensor& x, const OptTensor& rows, const Tensor& y, double p, uint64_t seed, uint64_t step,
+                             const DeviceScope& scope) {
   const T* in = ptr<T>(x);
   T* out = mutable_ptr<T>(y);
   const auto scale = static_cast<acc_t<T>>(p < 1 ? 1.0 / (1.0 - p) : 0.0);
   const auto threshold = static_cast<uint64_t>(p * 4294967296.0);
+  if (rows) {
+    const int64_t width = x.numel() / x.size(0);
+    const int64_t blocks = width % 4 == 0 ? width / 4 : (width + 6) / 4, items = x.size(0) * blocks;
+    const auto addresses = reinterpret_cast<uintptr_t>(in) | reinterpret_cast<uintptr_t>(out);
+    dispatch_bool(width % 4 == 0 && addresses % alignof(Pack<T, 4>) == 0, [&](auto vector) {
+      ACEFAST_LAUNCH((relu_dropout_rows_kernel<T, decltype(vector)::value>), grid_of(items, kThreads), kThreads, 0,
+                     scope.stream(), in, ptr<int64_t>(*rows), out, items, width, blocks, threshold, scale, seed, step);
+    });
+    return;
+  }
   const auto grid = grid_of(x.numel(), int64_t{kThreads} * kElements<T>);
   dispatch_bool(aligned16(in) && aligned16(out), [&](auto vector) {
     ACEFAST_LAUNCH((relu_dropout_fwd_kernel<T, decltype(vector)::value>), grid, kThreads, 0, scope.stream(), in, out, x.numel(),
-                   threshold, scale, static_cast<uint64_t>(seed), static_cast<uint64_t>(step));
+                   threshold, scale, seed, step);
   });
 }
 
@@ -85,14 +118,17 @@ void launch_relu_dropout_bwd(const Tensor& dy, const Tensor& y, const Tensor& dx
   });
 }
 
-Tensor relu_dropout(Tensor x, double p, int64_t seed, int64_t step) {
+Tensor relu_dropout(Tensor x, OptTensor rows, double p, int64_t seed, int64_t step) {
   check(x.is_contiguous(), "relu_dropout", "x is not contiguous");
   check(p >= 0 && p <= 1, "relu_dropout", "p must lie in [0, 1]");
+  check(!rows || x.dim() >= 1, "relu_dropout", "x must have rows");
+  check_optional("relu_dropout", "rows", rows, x, ScalarType::Long, {x.dim() ? x.size(0) : 1});
   const DeviceScope scope(x);
   const Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   dispatch_float("relu_dropout", x.scalar_type(), [&](auto t) {
-    launch_relu_dropout_fwd<typename decltype(t)::type>(x, y, p, seed, step, scope);
+    launch_relu_dropout_fwd<typename decltype(t)::type>(x, rows, y, p, static_cast<uint64_t>(seed), static_cast<uint64_t>(step),
+                                                        scope);
   });
   return y;
 }

@@ -1,11 +1,12 @@
-// topk_mask on CUDA: exact selection of k elements of a list of tensors by radix histograms, see csrc/ops.h.
+// topk_mask and topk_mask_out on CUDA: exact selection of k elements of a list of tensors by radix histograms, see csrc/ops.h.
 //
 // Scores become unsigned keys that order as they do. A first pass takes the smallest and the largest key among the alive
 // elements; u, the distance of a key from the better end, then needs only as many bits as that range has, and the k smallest u
 // are wanted. Each histogram pass looks at the next kDigit bits of u among the elements that share the digits found so far.
 // A fixed number of passes is launched; those that have nothing left to do return at once, so no value comes to the host.
 // Equal u at the end are taken by position: ties are counted per tile, the counts scanned, the tiles written in order.
-#include "common.cuh"
+#include "list.cuh"
+#include "selection.cuh"
 
 namespace acefast {
 namespace {
@@ -14,10 +15,7 @@ using Word = unsigned long long;
 
 constexpr int kDigit = 12;
 constexpr int kBins = 1 << kDigit;
-constexpr int kTile = 4096;        // elements of one tile; a tile never crosses tensors
-constexpr int kBatch = 64;         // tensors of one launch
 constexpr int kPickThreads = 1024;
-constexpr int kBlocksPerProcessor = 8;
 constexpr int kNanScore = 1, kBadK = 2;  // bits of the status
 
 enum Mode : int { kNone = 0, kAll = 1, kThreshold = 2 };
@@ -33,17 +31,15 @@ struct State {
   int done;     // no further digit is needed
 };
 
-// What the kernels read: a part of the list of tensors. Tiles are numbered over the whole list; first_tile[i] is the number
-// of tensor i's first one.
+// An element is alive where its flag, if there are flags, equals `living`.
 template <typename T>
-struct Batch {
-  const T* score[kBatch];
-  const bool* alive[kBatch];
-  bool* keep[kBatch];
-  int64_t count[kBatch];
-  int64_t first_tile[kBatch + 1];
-  bool vector[kBatch];
-  int tensors;
+struct Part {
+  const T* score;
+  const bool* flags;
+  bool* keep;
+  int64_t count;
+  bool living;
+  bool vector;
 };
 
 template <typename T>
@@ -85,29 +81,17 @@ constexpr int kVec = 16 / sizeof(T);
 template <typename T>
 constexpr int kRounds = kTile / (kThreads * kVec<T>);  // a thread's chunks of one tile
 
+// The part of a tensor from a tile's first element on.
 template <typename T>
-struct Tile {
-  const T* score;
-  const bool* alive;
-  bool* keep;
-  int64_t count;  // elements of the tensor from the tile's first one on
-  bool vector;
-};
-
-template <typename T>
-__device__ __forceinline__ Tile<T> tile_of(const Batch<T>& b, int64_t tile) {
-  int low = 0, high = b.tensors;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (b.first_tile[middle] <= tile) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  const int64_t first = (tile - b.first_tile[low]) * kTile;
-  return {b.score[low] + first, b.alive[low] ? b.alive[low] + first : nullptr, b.keep[low] + first, b.count[low] - first,
-          b.vector[low]};
+__device__ __forceinline__ Part<T> tile_of(const Batch<Part<T>>& b, int64_t tile) {
+  const int n = part_of(b, tile);
+  const int64_t first = (tile - b.first_tile[n]) * kTile;
+  Part<T> part = b.part[n];
+  part.score += first;
+  if (part.flags) part.flags += first;
+  part.keep += first;
+  part.count -= first;
+  return part;
 }
 
 // kVec consecutive elements of a tile; bit v of `alive` says that element v exists and is alive.
@@ -123,31 +107,31 @@ __device__ __forceinline__ int chunk_start(int round) {
 }
 
 template <typename T>
-__device__ __forceinline__ Chunk<T> load_chunk(const Tile<T>& tile, int round) {
+__device__ __forceinline__ Chunk<T> load_chunk(const Part<T>& tile, int round) {
   constexpr int V = kVec<T>;
   const int first = chunk_start<T>(round);
   Chunk<T> chunk{};
   if (tile.vector && first + V <= tile.count) {
     chunk.score = load_pack<V>(tile.score + first);
     chunk.alive = (1u << V) - 1;
-    if (tile.alive) {
-      const Pack<bool, V> flags = load_pack<V>(tile.alive + first);
+    if (tile.flags) {
+      const Pack<bool, V> flags = load_pack<V>(tile.flags + first);
 #pragma unroll
-      for (int v = 0; v < V; ++v) chunk.alive &= ~(unsigned{!flags.v[v]} << v);
+      for (int v = 0; v < V; ++v) chunk.alive &= ~(unsigned{flags.v[v] != tile.living} << v);
     }
   } else {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       if (first + v >= tile.count) continue;
       chunk.score.v[v] = tile.score[first + v];
-      if (!tile.alive || tile.alive[first + v]) chunk.alive |= 1u << v;
+      if (!tile.flags || tile.flags[first + v] == tile.living) chunk.alive |= 1u << v;
     }
   }
   return chunk;
 }
 
 template <typename T>
-__device__ __forceinline__ void load_tile(const Tile<T>& tile, Chunk<T>* chunks) {
+__device__ __forceinline__ void load_tile(const Part<T>& tile, Chunk<T>* chunks) {
 #pragma unroll
   for (int round = 0; round < kRounds<T>; ++round) chunks[round] = load_chunk(tile, round);
 }
@@ -168,16 +152,16 @@ __global__ void __launch_bounds__(kPickThreads) topk_mask_init_kernel(State* sta
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    topk_mask_range_kernel(const __grid_constant__ Batch<T> batch, State* state, bool magnitude) {
+    topk_mask_range_kernel(const __grid_constant__ Batch<Part<T>> batch, State* state, bool magnitude) {
   ACEFAST_SHARED(shared_min, Word, [kWarpsPerBlock]);
   ACEFAST_SHARED(shared_max, Word, [kWarpsPerBlock]);
   ACEFAST_SHARED(shared_alive, Word, [kWarpsPerBlock]);
   key_t<T> least = ~key_t<T>{0}, most = 0;
   Word alive = 0;
   bool nan = false;
-  const int64_t tiles = batch.first_tile[batch.tensors];
+  const int64_t tiles = batch.first_tile[batch.parts];
   for (int64_t t = batch.first_tile[0] + blockIdx.x; t < tiles; t += gridDim.x) {
-    const Tile<T> tile = tile_of(batch, t);
+    const Part<T> tile = tile_of(batch, t);
     Chunk<T> chunks[kRounds<T>];
     load_tile(tile, chunks);
 #pragma unroll
@@ -220,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void topk_mask_start_kernel(State* state, int64_t k, int* status) {
   State s = *state;
   const bool bad_k = k < 0 || static_cast<Word>(k) > s.alive;
-  *status = (s.nan ? kNanScore : 0) | (bad_k ? kBadK : 0);
+  *status |= (s.nan ? kNanScore : 0) | (bad_k ? kBadK : 0);
   s.prefix = 0;
   s.wanted = bad_k ? 0 : static_cast<Word>(k);
   s.tied = s.alive;
@@ -233,7 +217,7 @@ __global__ void topk_mask_start_kernel(State* state, int64_t k, int* status) {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    topk_mask_histogram_kernel(const __grid_constant__ Batch<T> batch, const State* state_in, Word* histogram, bool largest,
+    topk_mask_histogram_kernel(const __grid_constant__ Batch<Part<T>> batch, const State* state_in, Word* histogram, bool largest,
                                bool magnitude) {
   const State state = *state_in;
   if (state.done) return;
@@ -243,9 +227,9 @@ __global__ void __launch_bounds__(kThreads)
   const int shift = max(0, state.shift - kDigit);
   const unsigned digit_mask = (1u << (state.shift - shift)) - 1;
   const auto prefix = static_cast<key_t<T>>(state.prefix);
-  const int64_t tiles = batch.first_tile[batch.tensors];
+  const int64_t tiles = batch.first_tile[batch.parts];
   for (int64_t t = batch.first_tile[0] + blockIdx.x; t < tiles; t += gridDim.x) {
-    const Tile<T> tile = tile_of(batch, t);
+    const Part<T> tile = tile_of(batch, t);
     Chunk<T> chunks[kRounds<T>];
     load_tile(tile, chunks);
 #pragma unroll
@@ -332,13 +316,14 @@ __device__ __forceinline__ void compare(const Chunk<T>& chunk, const State& stat
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    topk_mask_ties_kernel(const __grid_constant__ Batch<T> batch, const State* state_in, int64_t* ties, bool largest, bool magnitude) {
+    topk_mask_ties_kernel(const __grid_constant__ Batch<Part<T>> batch, const State* state_in, int64_t* ties, bool largest,
+                          bool magnitude) {
   const State state = *state_in;
   if (!ties_are_split(state)) return;
   ACEFAST_SHARED(shared_ties, int, [kWarpsPerBlock]);
-  const int64_t tiles = batch.first_tile[batch.tensors];
+  const int64_t tiles = batch.first_tile[batch.parts];
   for (int64_t t = batch.first_tile[0] + blockIdx.x; t < tiles; t += gridDim.x) {
-    const Tile<T> tile = tile_of(batch, t);
+    const Part<T> tile = tile_of(batch, t);
     Chunk<T> chunks[kRounds<T>];
     load_tile(tile, chunks);
     int count = 0;
@@ -377,14 +362,14 @@ __global__ void __launch_bounds__(kPickThreads) topk_mask_scan_kernel(const Stat
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
-    topk_mask_write_kernel(const __grid_constant__ Batch<T> batch, const State* state_in, const int64_t* ties, bool largest,
+    topk_mask_write_kernel(const __grid_constant__ Batch<Part<T>> batch, const State* state_in, const int64_t* ties, bool largest,
                            bool magnitude) {
   constexpr int V = kVec<T>;
   ACEFAST_SHARED(scratch, Word, [kWarpsPerBlock]);
   const State state = *state_in;
-  const int64_t tiles = batch.first_tile[batch.tensors];
+  const int64_t tiles = batch.first_tile[batch.parts];
   for (int64_t t = batch.first_tile[0] + blockIdx.x; t < tiles; t += gridDim.x) {
-    const Tile<T> tile = tile_of(batch, t);
+    const Part<T> tile = tile_of(batch, t);
     // How many of this tile's ties are taken: none, all, or the first `left` of them.
     Word left = ~Word{0};
     bool split = false;
@@ -431,93 +416,70 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// The list cut into batches of at most kBatch tensors; empty tensors have no tile.
 template <typename T>
-std::vector<Batch<T>> make_batches(const std::vector<Tensor>& scores, const std::optional<std::vector<Tensor>>& alive,
-                                   const std::vector<Tensor>& keep) {
-  std::vector<Batch<T>> batches;
-  int64_t tile = 0;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    const int64_t count = scores[i].numel();
-    if (count == 0) continue;
-    if (batches.empty() || batches.back().tensors == kBatch) {
-      batches.emplace_back();
-      batches.back().first_tile[0] = tile;
-    }
-    Batch<T>& b = batches.back();
-    const int n = b.tensors++;
-    b.score[n] = ptr<T>(scores[i]);
-    b.alive[n] = alive ? ptr<bool>((*alive)[i]) : nullptr;
-    b.keep[n] = mutable_ptr<bool>(keep[i]);
-    b.count[n] = count;
-    tile += ceil_div(count, kTile);
-    b.first_tile[n + 1] = tile;
-    const auto flags = reinterpret_cast<uintptr_t>(b.alive[n]) | reinterpret_cast<uintptr_t>(b.keep[n]);
-    b.vector[n] = aligned16(b.score[n]) && flags % kVec<T> == 0;
-  }
-  return batches;
-}
-
-template <typename T>
-void launch_topk_mask_fwd(const std::vector<Tensor>& scores, const std::optional<std::vector<Tensor>>& alive, int64_t k, bool largest,
-                          bool magnitude, const std::vector<Tensor>& keep, const Tensor& status, const DeviceScope& scope) {
+void launch_topk_mask(const Tensors& scores, const std::optional<Tensors>& flags, bool living, int64_t k, bool largest,
+                      bool magnitude, const Tensors& keep, int* status, const DeviceScope& scope) {
   constexpr int kPasses = (8 * static_cast<int>(sizeof(T)) + kDigit - 1) / kDigit;
-  const auto batches = make_batches<T>(scores, alive, keep);
-  const int64_t tiles = batches.empty() ? 0 : batches.back().first_tile[batches.back().tensors];
-  const Tensor state_memory = new_tensor(status, {static_cast<int64_t>(ceil_div(sizeof(State), 8))}, ScalarType::Long);
-  const Tensor histogram_memory = new_tensor(status, {kBins}, ScalarType::Long);
-  const Tensor ties_memory = new_tensor(status, {tiles + 1}, ScalarType::Long);
+  const auto batches = make_batches(scores.size(), [&](size_t i) {
+    const T* score = ptr<T>(scores[i]);
+    const bool* flag = flags ? ptr<bool>((*flags)[i]) : nullptr;
+    bool* out = mutable_ptr<bool>(keep[i]);
+    const auto bytes = reinterpret_cast<uintptr_t>(flag) | reinterpret_cast<uintptr_t>(out);
+    return Part<T>{score, flag, out, scores[i].numel(), living, aligned16(score) && bytes % kVec<T> == 0};
+  });
+  const int64_t tiles = batches.empty() ? 0 : batches.back().first_tile[batches.back().parts];
+  const Tensor state_memory = new_tensor(scores[0], {ceil_div(sizeof(State), 8)}, ScalarType::Long);
+  const Tensor histogram_memory = new_tensor(scores[0], {kBins}, ScalarType::Long);
+  const Tensor ties_memory = new_tensor(scores[0], {tiles + 1}, ScalarType::Long);
   State* state = static_cast<State*>(state_memory.mutable_data_ptr());
   Word* histogram = static_cast<Word*>(histogram_memory.mutable_data_ptr());
   int64_t* ties = mutable_ptr<int64_t>(ties_memory);
-  const cudaStream_t stream = scope.stream();
-  const int64_t most_blocks = int64_t{kBlocksPerProcessor} * scope.multiprocessors();
-  const auto grid = [&](const Batch<T>& b) { return grid_of(std::min(b.first_tile[b.tensors] - b.first_tile[0], most_blocks), 1); };
 
-  ACEFAST_LAUNCH((topk_mask_init_kernel), dim3(1), kPickThreads, 0, stream, state, histogram);
-  for (const Batch<T>& b : batches)
-    ACEFAST_LAUNCH((topk_mask_range_kernel<T>), grid(b), kThreads, 0, stream, b, state, magnitude);
-  ACEFAST_LAUNCH((topk_mask_start_kernel), dim3(1), 1, 0, stream, state, k, mutable_ptr<int>(status));
+  ACEFAST_LAUNCH((topk_mask_init_kernel), dim3(1), kPickThreads, 0, scope.stream(), state, histogram);
+  for (const auto& b : batches)
+    ACEFAST_LAUNCH((topk_mask_range_kernel<T>), tile_grid(b, scope), kThreads, 0, scope.stream(), b, state, magnitude);
+  ACEFAST_LAUNCH((topk_mask_start_kernel), dim3(1), 1, 0, scope.stream(), state, k, status);
   for (int pass = 0; pass < kPasses; ++pass) {
-    for (const Batch<T>& b : batches)
-      ACEFAST_LAUNCH((topk_mask_histogram_kernel<T>), grid(b), kThreads, 0, stream, b, state, histogram, largest, magnitude);
-    ACEFAST_LAUNCH((topk_mask_pick_kernel), dim3(1), kPickThreads, 0, stream, state, histogram);
+    for (const auto& b : batches)
+      ACEFAST_LAUNCH((topk_mask_histogram_kernel<T>), tile_grid(b, scope), kThreads, 0, scope.stream(), b, state, histogram,
+                     largest, magnitude);
+    ACEFAST_LAUNCH((topk_mask_pick_kernel), dim3(1), kPickThreads, 0, scope.stream(), state, histogram);
   }
-  for (const Batch<T>& b : batches)
-    ACEFAST_LAUNCH((topk_mask_ties_kernel<T>), grid(b), kThreads, 0, stream, b, state, ties, largest, magnitude);
-  ACEFAST_LAUNCH((topk_mask_scan_kernel), dim3(1), kPickThreads, 0, stream, state, ties, tiles);
-  for (const Batch<T>& b : batches)
-    ACEFAST_LAUNCH((topk_mask_write_kernel<T>), grid(b), kThreads, 0, stream, b, state, ties, largest, magnitude);
+  for (const auto& b : batches)
+    ACEFAST_LAUNCH((topk_mask_ties_kernel<T>), tile_grid(b, scope), kThreads, 0, scope.stream(), b, state, ties, largest,
+                   magnitude);
+  ACEFAST_LAUNCH((topk_mask_scan_kernel), dim3(1), kPickThreads, 0, scope.stream(), state, ties, tiles);
+  for (const auto& b : batches)
+    ACEFAST_LAUNCH((topk_mask_write_kernel<T>), tile_grid(b, scope), kThreads, 0, scope.stream(), b, state, ties, largest,
+                   magnitude);
 }
 
-std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> scores, int64_t k, std::optional<std::vector<Tensor>> alive,
-                                                  bool largest, bool magnitude) {
-  check(!scores.empty(), "topk_mask", "scores must not be empty");
-  check(!alive || alive->size() == scores.size(), "topk_mask", "alive must have one tensor per score tensor");
-  const Tensor& first = scores[0];
-  std::vector<Tensor> keep;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    const Tensor& s = scores[i];
-    check(s.is_contiguous() && s.get_device_index() == first.get_device_index() && s.is_cuda() == first.is_cuda(), "topk_mask",
-          "scores must be contiguous and on one device");
-    check_dtype("topk_mask", "scores", s, first.scalar_type());
-    if (alive) {
-      const Tensor& a = (*alive)[i];
-      check(a.is_contiguous() && a.get_device_index() == first.get_device_index() && a.numel() == s.numel() &&
-                a.scalar_type() == ScalarType::Bool,
-            "topk_mask", "alive must be contiguous bool tensors shaped like scores");
-    }
-    keep.push_back(torch::stable::new_empty(s, s.sizes(), ScalarType::Bool));
-  }
-  const DeviceScope scope(first);
-  const Tensor status = new_tensor(first, {1}, ScalarType::Int);
-  dispatch_float("topk_mask", first.scalar_type(), [&](auto t) {
-    launch_topk_mask_fwd<typename decltype(t)::type>(scores, alive, k, largest, magnitude, keep, status, scope);
-  });
-  return {keep, status};
+Tensor topk_mask_out(Tensors scores, int64_t k, std::optional<Tensors> alive, bool largest, bool magnitude, Tensors out) {
+  check_selection("topk_mask", scores, alive);
+  check_list("topk_mask", "out", out, scores, ScalarType::Bool);
+  const DeviceScope scope(scores[0]);
+  const Tensor status = new_status(scores[0]);
+  select(scores, k, alive, true, largest, magnitude, out, mutable_ptr<int>(status), scope);
+  return status;
 }
 
-ACEFAST_REGISTER_CUDA(m) { m.impl("topk_mask", TORCH_BOX(&topk_mask)); }
+std::tuple<Tensors, Tensor> topk_mask(Tensors scores, int64_t k, std::optional<Tensors> alive, bool largest, bool magnitude) {
+  const Tensors keep = new_masks(scores);
+  return {keep, topk_mask_out(scores, k, alive, largest, magnitude, keep)};
+}
+
+ACEFAST_REGISTER_CUDA(m) {
+  m.impl("topk_mask", TORCH_BOX(&topk_mask));
+  m.impl("topk_mask_out", TORCH_BOX(&topk_mask_out));
+}
 
 }  // namespace
+
+void select(const Tensors& scores, int64_t k, const std::optional<Tensors>& flags, bool living, bool largest, bool magnitude,
+            const Tensors& keep, int* status, const DeviceScope& scope) {
+  dispatch_float("topk_mask", scores[0].scalar_type(), [&](auto type) {
+    launch_topk_mask<typename decltype(type)::type>(scores, flags, living, k, largest, magnitude, keep, status, scope);
+  });
+}
+
 }  // namespace acefast

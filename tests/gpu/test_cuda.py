@@ -2,6 +2,7 @@
 graph capture, streams, the bits from run to run, no waiting for the device."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -268,13 +269,14 @@ def test_dense_ops(name):
     x = torch.randn(graph.num_src, 33, generator=generator)
     weight, wmask = torch.randn(17, 33, generator=generator), torch.rand(17, 33, generator=generator)
     wkeep = torch.rand(17, 33, generator=generator) > 0.5
+    rows = torch.randperm(10 * graph.num_src, generator=generator)[: graph.num_src]
     csr = CSR.from_dense(x * (torch.rand(x.shape, generator=generator) < 0.2))
 
     def everything(device, dtype):
         h, w, wm = (t.to(device, dtype).requires_grad_() for t in (x, weight, wmask))
         sparse = csr.with_values(csr.value.to(dtype)).to(device)
         dense, bag = ops.masked_linear(h, w, wm, keep=wkeep.to(device)), ops.masked_linear(sparse, w, wm)
-        outputs = (dense, bag, ops.relu_dropout(h, 0.5, 7, 3))
+        outputs = (dense, bag, ops.relu_dropout(h, 0.5, 7, 3), ops.relu_dropout(h, 0.5, 7, 3, rows=rows.to(device)))
         total = sum((o * o).sum() for o in outputs)
         return *outputs, *torch.autograd.grad(total, (h, w, wm))
 
@@ -299,4 +301,61 @@ def test_topk_mask(where, dtype, kind):
         expected = ops.topk_mask(scores, k, alive, largest=False)
     with acefast.backend(where):
         found = ops.topk_mask([s.cuda() for s in scores], k, [a.cuda() for a in alive], largest=False)
-    assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+        written = [torch.ones_like(a) for a in found]
+        ops.topk_mask([s.cuda() for s in scores], k, [a.cuda() for a in alive], largest=False, out=written)
+    for masks in (found, written):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(masks, expected, strict=True))
+
+
+class Pruned:
+    """Masked parameters of a few shapes, and one round of everything that picks among them and trains them."""
+
+    def __init__(self, device):
+        generator = torch.Generator().manual_seed(4)
+        shapes = [(700, 41), (0,), (5001,)]
+
+        def random(count):
+            return [[torch.rand(shape, generator=generator).to(device) for shape in shapes] for _ in range(count)]
+
+        (self.grad, self.scores), self.state = random(2), random(7)
+        self.keep = [part < 0.7 for part in random(1)[0]]
+        self.out = [torch.zeros_like(part) for part in self.keep]
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def round(self) -> list[torch.Tensor]:
+        theta, mask, theta_mean, theta_square, mask_mean, mask_square, weight = self.state
+        ops.topk_mask(self.scores, 999, self.keep, out=self.out)
+        drawn = ops.gumbel_topk(self.scores, 999, 0.5, seed=3, alive=self.keep)
+        exchanged = ops.exchange(self.keep, self.scores, self.grad, 77, 0.5, seed=3)
+        moments = (theta_mean, theta_square), (mask_mean, mask_square)
+        settings = ops.AdamSettings(lr=0.1, weight_decay=1e-3), ops.AdamSettings(l1=1e-2)
+        ops.masked_adam(self.grad, theta, mask, *moments, self.step, *settings, keep=self.out, weight=weight)
+        return [*drawn, *itertools.chain(*exchanged)]
+
+    def written(self) -> list[torch.Tensor]:
+        return [*self.out, *itertools.chain(*self.state), self.step]
+
+
+def test_picking_and_training_are_captured_into_a_graph_and_wait_for_nothing():
+    with acefast.backend("torch"):
+        expected = Pruned("cpu")
+        for _ in range(3):
+            picks = expected.round()
+    pruned = Pruned("cuda")
+    with acefast.backend("native"):
+        Pruned("cuda").round()  # loads the kernels
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            eager = pruned.round()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            found = pruned.round()
+        captured.replay()
+        captured.replay()
+        torch.cuda.synchronize()
+    for masks in (eager, found):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(masks, picks, strict=True))
+    for a, b in zip(pruned.written(), expected.written(), strict=True):
+        assert_close(a.cpu(), b, torch.float32)

@@ -1,4 +1,4 @@
-"""Elementwise, linear and selection ops on the emulator (run by test_simt.py) or on a GPU (tests/gpu)."""
+"""Elementwise and linear ops and the optimiser on the emulator (run by test_simt.py) or on a GPU (tests/gpu)."""
 
 import itertools
 
@@ -7,7 +7,8 @@ import torch
 
 from acefast import CSR
 from acefast.ops import reference
-from tests.simt.emulated import DEVICE, check, run, unaligned
+from tests.inputs import assert_close
+from tests.simt.emulated import DEVICE, check, run, run_writing, unaligned
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -22,6 +23,20 @@ def test_relu_dropout(dtype):
         y = run("relu_dropout", x, None, p, seed, step)
         assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step))
         assert torch.equal(run("relu_dropout_bwd", dy, y, p), reference.relu_dropout_bwd(dy, y, p))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_relu_dropout_of_some_rows(dtype):
+    generator = torch.Generator().manual_seed(7)
+    for shape, p, prepare in itertools.product(((0, 4), (3, 0), (50,), (37, 41), (40, 64)), (0.3, 1.0), (lambda t: t, unaligned)):
+        x = prepare(torch.randn(shape, generator=generator).to(dtype))
+        rows = torch.randint(0, 10**6, shape[:1], generator=generator)
+        rows[: shape[0] // 2] += 2**40  # numbers of elements above 2^32
+        y = run("relu_dropout", x, rows, p, 2**62 + 12345, 2**40 + 7)
+        assert torch.equal(y, reference.relu_dropout(x, rows, p, 2**62 + 12345, 2**40 + 7))
+    whole = torch.randn(30, 9, generator=generator).to(dtype)
+    rows = torch.randperm(30, generator=generator)[:11]
+    assert torch.equal(run("relu_dropout", whole[rows], rows, 0.5, 3, 4), run("relu_dropout", whole, None, 0.5, 3, 4)[rows])
 
 
 def parameters(outputs, inputs, dtype, chosen, generator):
@@ -80,82 +95,82 @@ def test_masked_linear_csr(dtype):
             check("masked_linear_csr_bwd", *csr, dy, weight, mask, keep, all_weights, what=str(chosen))
 
 
-def check_topk(scores, k, alive=None, largest=True, magnitude=True):
-    keep, status = run("topk_mask", scores, k, alive, largest, magnitude)
-    expected, expected_status = reference.topk_mask(scores, k, alive, largest, magnitude)
-    assert torch.equal(status, expected_status), f"status {status}, expected {expected_status}"
-    for position, (a, b) in enumerate(zip(keep, expected, strict=True)):
-        assert a.dtype == torch.bool and torch.equal(a, b), f"tensor {position} of k={k} largest={largest} magnitude={magnitude}"
+def adam_arguments(dtype, sizes, masked, kept, place, weighted, generator):
+    """masked_adam's arguments at step 3, moments and all; NaN where nothing may be read."""
+
+    def random(n):
+        return torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)
+
+    theta, mask = [random(n) for n in sizes], [random(n) for n in sizes]
+    theta_mean, mask_mean = [random(n) for n in sizes], [random(n) for n in sizes]
+    theta_square, mask_square = [random(n).abs() for n in sizes], [random(n).abs() for n in sizes]
+    keep = [torch.rand(n, generator=generator) < 0.6 for n in sizes] if kept else None
+    if len(sizes) > 1:
+        mask_mean[1] = unaligned(mask_mean[1])
+    for t in theta:
+        t[: t.numel() // 9] = 0.0  # where an L1 subgradient is 0
+    grad, places, larger = [random(n) for n in sizes], None, sizes
+    if kept:
+        for g, k in zip(grad, keep, strict=True):
+            g[~k] = torch.nan
+    if place is not None:
+        larger = [2 * n + 3 for n in sizes]
+        places = [torch.randperm(m, generator=generator)[:n].to(place) for m, n in zip(larger, sizes, strict=True)]
+        spread = [torch.full((m,), torch.nan, dtype=dtype) for m in larger]
+        for whole, at, g in zip(spread, places, grad, strict=True):
+            whole[at.long()] = g
+        grad = spread
+    weight = [torch.full((m,), 7.0, dtype=dtype) for m in larger] if weighted else []
+    of_mask = (mask, mask_mean, mask_square) if masked else ([], [], [])
+    step = torch.tensor([3])
+    theta_settings, mask_settings = (1e-2, 0.9, 0.999, 1e-8, 1e-3, 1e-4), (2e-3, 0.8, 0.99, 1e-6, 0.0, 3e-2)
+    return [
+        grad, places, keep, theta, of_mask[0], theta_mean, theta_square, *of_mask[1:], weight, step, theta_settings, mask_settings
+    ]  # fmt: skip
 
 
-def split(flat, sizes=(5000, 0, 1, 4096, 4097, 30)):
-    """A list of tensors of these sizes, a matrix and an unaligned one among them."""
-    parts = list(torch.split(flat, [*sizes, flat.numel() - sum(sizes)]))
-    parts[0], parts[3] = parts[0].reshape(50, 100), unaligned(parts[3])
-    return parts
+WRITTEN = {"theta": 3, "mask": 4, "theta_mean": 5, "theta_square": 6, "mask_mean": 7, "mask_square": 8, "weight": 9}
 
 
-SIZE = 16000
-MODES = tuple(itertools.product((True, False), (True, False)))
+def check_masked_adam(args, steps=2):
+    """Steps on the device against the same in float64; what keep or place leaves out keeps its bits, weight 0 where keep is
+    false."""
+    dtype = args[3][0].dtype
+
+    def wide(value):
+        if isinstance(value, list):
+            return [wide(part) for part in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.double().clone() if value.is_floating_point() else value.clone()
+
+    before, expected = args, wide(args)
+    for _ in range(steps):
+        _, args = run_writing("masked_adam", *args)
+        reference.masked_adam(*expected)
+    assert torch.equal(args[10], torch.tensor([3 + steps]))
+    for name, position in WRITTEN.items():
+        for n, (a, b, old) in enumerate(zip(args[position], expected[position], before[position], strict=True)):
+            assert a.dtype == dtype
+            assert_close(a, b, dtype, f"{name}[{n}]")
+            if before[2] is not None and name != "weight":
+                assert torch.equal(a[~before[2][n]], old[~before[2][n]]), f"{name}[{n}] where keep is false"
+    for n, (a, old) in enumerate(zip(args[9], before[9], strict=True)):
+        named = torch.arange(a.numel()) if before[1] is None else before[1][n].long()
+        others = torch.ones(a.shape, dtype=torch.bool).index_fill_(0, named, False)
+        assert torch.equal(a[others], old[others]), f"weight[{n}] where nothing is placed"
+        if before[2] is not None:
+            assert not a[named[~before[2][n]]].any(), f"weight[{n}] where keep is false"
 
 
-def score_sets(dtype):
-    generator = torch.Generator().manual_seed(3)
-    normal = torch.randn(SIZE, generator=generator)
-    info = torch.finfo(dtype)
-    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, info.tiny, -info.tiny, info.max, info.min, info.smallest_normal / 4, 1.0, -1.0])
-    return {
-        "normal": normal.to(dtype),
-        "fresh mask": (1 + 1e-5 * normal.double()).to(dtype),
-        "few values": torch.randint(-3, 4, (SIZE,), generator=generator).to(dtype),
-        "all equal": torch.full((SIZE,), -0.25, dtype=dtype),
-        "special": special.to(dtype)[torch.randint(0, len(special), (SIZE,), generator=generator)],
-        "denormals": (normal.double() * info.smallest_normal / 8).to(dtype),
-    }
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_topk_mask(dtype):
-    generator = torch.Generator().manual_seed(4)
-    for scores in score_sets(dtype).values():
-        for (largest, magnitude), k in zip(MODES, (8123, 1, SIZE - 1, 4000)):
-            check_topk(split(scores), k, None, largest, magnitude)
-    scores, alive = split(score_sets(dtype)["few values"]), split(torch.rand(SIZE, generator=generator) < 0.4)
-    living = sum(int(a.sum()) for a in alive)
-    for k in (0, 1, living // 2, living, living + 1, SIZE, SIZE + 1, -1):
-        check_topk(scores, k, alive, False, True)
-    for k in (0, SIZE):
-        check_topk(scores, k)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_topk_mask_refuses_nan_where_alive(dtype):
-    scores = torch.linspace(-1, 1, SIZE).to(dtype)
-    scores[9000] = torch.nan
-    alive = torch.ones(SIZE, dtype=torch.bool)
-    check_topk(split(scores), 100, split(alive))
-    check_topk(split(scores), SIZE + 5, None)
-    alive[9000] = False
-    for largest, magnitude in MODES:
-        check_topk(split(scores), 100, split(alive), largest, magnitude)
-
-
-def test_topk_mask_of_many_and_of_empty_tensors():
-    generator = torch.Generator().manual_seed(5)
-    many = [torch.randint(-9, 9, (n % 50,), generator=generator).float() for n in range(150)]
-    total = sum(t.numel() for t in many)
-    for k in (0, 7, total // 2, total):
-        check_topk(many, k)
-    check_topk([torch.empty(0), torch.empty(0, 3)], 0)
-    check_topk([torch.empty(0)], 1)
-
-
-def test_topk_mask_of_random_lists():
-    for seed in range(12):
-        generator = torch.Generator().manual_seed(seed)
-        sizes = torch.randint(0, 9000, (1 + seed % 4,), generator=generator).tolist()
-        scores = [torch.randn(n, generator=generator).mul(4).round() / 4 for n in sizes]
-        alive = [torch.rand(n, generator=generator) < 0.8 for n in sizes]
-        living = sum(int(a.sum()) for a in alive)
-        k = int(torch.randint(0, living + 1, (1,), generator=generator))
-        check_topk(scores, k, alive, *MODES[seed % 4])
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_masked_adam(dtype):
+    generator = torch.Generator().manual_seed(8)
+    choices = itertools.product((True, False), (True, False), (None, torch.int32, torch.int64), (True, False))
+    for masked, kept, place, weighted in choices:
+        check_masked_adam(adam_arguments(dtype, (35, 67, 0, 1), masked, kept, place, weighted, generator))
+    check_masked_adam(adam_arguments(dtype, (9000,), True, True, None, True, generator))
+    check_masked_adam(adam_arguments(dtype, (4100, 4096), True, False, torch.int32, True, generator))
+    check_masked_adam(adam_arguments(dtype, [n % 13 for n in range(60)], True, True, None, True, generator), steps=1)
+    _, args = run_writing("masked_adam", *adam_arguments(dtype, (0,), True, False, None, False, generator))
+    assert args[10].item() == 4

@@ -26,43 +26,54 @@ if EMULATED:
     _set_seed.argtypes = [ctypes.c_uint64]
 
 
-def _tensors(result):
-    if isinstance(result, torch.Tensor):
-        return [result]
-    return list(itertools.chain.from_iterable(_tensors(part) for part in result))
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return list(itertools.chain.from_iterable(map(_tensors, value))) if isinstance(value, list | tuple) else []
 
 
 def _bits(t):
     return t.contiguous().flatten().view(torch.uint8) if t.numel() else t
 
 
-def _on_gpu(value):
-    """Tensors, also in lists, copied to the GPU; one that was off a 16-byte boundary stays so."""
+def _copied(value, device):
+    """Copies of tensors, also in lists, on the device; one that was off a 16-byte boundary stays so."""
     if isinstance(value, list | tuple):
-        return [_on_gpu(part) for part in value]
+        return [_copied(part, device) for part in value]
     if not isinstance(value, torch.Tensor):
         return value
-    return unaligned(value, "cuda") if value.data_ptr() % 16 else value.cuda()
-
-
-def _on_cpu(result):
-    return result.cpu() if isinstance(result, torch.Tensor) else [_on_cpu(part) for part in result]
+    return unaligned(value, device) if value.data_ptr() % 16 else value.to(device, copy=True)
 
 
 def _call(op, seed, args):
     if EMULATED:
         _set_seed(seed)
         return getattr(torch.ops.acefast_simt, op)(*args)
-    return _on_cpu(getattr(torch.ops.acefast_native, op)(*map(_on_gpu, args)))
+    return _copied(getattr(torch.ops.acefast_native, op)(*args), "cpu")
 
 
-def run(op, *args, seeds=SEEDS):
-    """The op's result, on the CPU; the same bits under every seed."""
-    results = [_call(op, seed, args) for seed in seeds]
+def _one(op, results):
+    """The first of the results; all have the same bits."""
     for other in results[1:]:
         for a, b in zip(_tensors(results[0]), _tensors(other), strict=True):
             assert a.shape == b.shape and torch.equal(_bits(a), _bits(b)), f"{op}: the bits depend on the order of threads"
     return results[0]
+
+
+def run(op, *args, seeds=SEEDS):
+    """The op's result, on the CPU; the same bits under every seed."""
+    return _one(op, [_call(op, seed, args if EMULATED else _copied(args, DEVICE)) for seed in seeds])
+
+
+def run_writing(op, *args, seeds=SEEDS):
+    """(result, arguments after the call) of an op that writes into its arguments, on the CPU; `args` stay as they are."""
+
+    def once(seed):
+        own = _copied(args, DEVICE)
+        result = _call(op, seed, own)
+        return result, _copied(own, "cpu")
+
+    return _one(op, [once(seed) for seed in seeds])
 
 
 def check(op, *args, what=""):
