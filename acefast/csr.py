@@ -33,6 +33,7 @@ class CSR:
             raise InputError(f"CSR: col must lie in [0, {cols}), got [{int(col.min())}, {int(col.max())}]")
         self.rowptr, self.col, self.value, self.shape = rowptr, col, value, (rows, cols)
         self.entries: Tensor | None = None
+        self._transposed_value: Tensor | None = None
         self._graph: Graph | None = None
 
     def __repr__(self):
@@ -59,9 +60,11 @@ class CSR:
         return torch.repeat_interleave(torch.arange(self.shape[0], device=self.device), count, output_size=self.nnz)
 
     def transpose_arrays(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(colptr [cols+1], row [nnz], value [nnz]) of the transpose in compressed form."""
+        """(colptr [cols+1], row [nnz], value [nnz]) of the transpose in compressed form; made once."""
         g = self.graph()
-        return g.colptr, g.row, self.value[g.ceid.long()]
+        if self._transposed_value is None:
+            self._transposed_value = self.value[g.ceid.long()]
+        return g.colptr, g.row, self._transposed_value
 
     def graph(self) -> Graph:
         """The pattern as a bipartite graph from the columns to the rows, entry e being edge e: x w is then the spmm of w
@@ -91,6 +94,7 @@ class CSR:
         moved = copy.copy(self)
         moved.rowptr, moved.col, moved.value = (t.to(device) for t in (self.rowptr, self.col, self.value))
         moved.entries = None if self.entries is None else self.entries.to(device)
+        moved._transposed_value = None
         moved._graph = None if self._graph is None else self._graph.to(device)
         return moved
 
@@ -102,7 +106,7 @@ class CSR:
                 f" {list(value.shape)} on {value.device}"
             )
         other = copy.copy(self)
-        other.value = value
+        other.value, other._transposed_value = value, None
         return other
 
     def to_dense(self) -> Tensor:

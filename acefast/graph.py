@@ -46,6 +46,7 @@ class Graph:
         self._edge_index: Tensor | None = None
         self._fingerprint: str | None = None
         self._self_loops: Tensor | None = None
+        self._missing_self_loops: Tensor | None = None
         self._with_self_loops: Graph | None = None
         self._reverse_edges: Tensor | None = None
 
@@ -184,13 +185,20 @@ class Graph:
         return self._reverse_edges
 
     def missing_self_loops(self, keep: "Tensor | Selection | None" = None) -> Tensor:
-        """Which nodes have no (kept) self-loop among the edges, bool [N]. Raises InputError for a bipartite graph."""
+        """Which nodes have no (kept) self-loop among the edges, bool [N]; made once for the whole graph and for a selection.
+        Raises InputError for a bipartite graph."""
         if self.num_src != self.num_dst:
             raise InputError(f"missing_self_loops: self-loops need a square graph, this one is bipartite {self.num_nodes}")
+        owner = self if keep is None else keep if isinstance(keep, Selection) else None
+        if owner is not None and owner._missing_self_loops is not None:
+            return owner._missing_self_loops
         edges, nodes = self.self_loops()
         keep = keep.keep if isinstance(keep, Selection) else keep
         kept = torch.ones_like(edges) if keep is None else keep[edges].long()
-        return torch.zeros(self.num_dst, dtype=torch.int64, device=self.device).index_add_(0, nodes, kept) == 0
+        missing = torch.zeros(self.num_dst, dtype=torch.int64, device=self.device).index_add_(0, nodes, kept) == 0
+        if owner is not None and not torch.compiler.is_compiling():
+            owner._missing_self_loops = missing
+        return missing
 
     def with_self_loops(self) -> "Graph":
         """This graph with one more self-loop for every node i, the edge number num_edges + i; made once, O(E)."""
@@ -329,6 +337,7 @@ class Selection:
     def __init__(self, graph, keep, rowptr, col, eid, colptr, row, ceid):
         self.graph, self.keep = graph, keep
         self.arrays = (rowptr, col, eid, colptr, row, ceid)
+        self._missing_self_loops: Tensor | None = None
         self._with_self_loops: Selection | None = None
 
     @property

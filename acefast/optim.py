@@ -6,9 +6,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from acefast import ops
 from acefast.errors import InputError
-from acefast.ops import AdamSettings
+from acefast.ops import AdamSettings, backend
 
 _NAMES = [field.name for field in fields(AdamSettings)]
 
@@ -90,14 +89,12 @@ class MaskedAdam(torch.optim.Optimizer):
             def all_of(name, states=states):
                 return [state[name] for state in states] if name in states[0] else None
 
-            masks = all_of("mask")
-            ops.masked_adam(
-                [_flat(_laid_out(p.grad, p)) for p in params],
-                all_of("theta"), masks,
-                (all_of("theta_mean"), all_of("theta_square")),
-                None if masks is None else (all_of("mask_mean"), all_of("mask_square")),
-                group["step"], _settings(group, ""), None if masks is None else _settings(group, "mask_"),
-                place=all_of("place"), weight=[_flat(p.data) for p in params],
+            # ops.masked_adam without its checks, which hold by construction
+            backend.call(
+                "masked_adam", [_flat(_laid_out(p.grad, p)) for p in params], all_of("place"), None, all_of("theta"),
+                all_of("mask") or [], all_of("theta_mean"), all_of("theta_square"), all_of("mask_mean") or [],
+                all_of("mask_square") or [], [_flat(p.data) for p in params], group["step"],
+                _settings(group, ""), _settings(group, "mask_"),
             )  # fmt: skip
         return loss
 
@@ -119,8 +116,8 @@ class MaskedAdam(torch.optim.Optimizer):
         return whole.contiguous()
 
 
-def _settings(group: dict, prefix: str) -> AdamSettings:
-    return AdamSettings(*(group[prefix + name] for name in _NAMES))
+def _settings(group: dict, prefix: str) -> list[float]:
+    return AdamSettings(*(group[prefix + name] for name in _NAMES)).values()
 
 
 def _checked(name: str, tensors: Iterable[Tensor] | None, params: list[Tensor]) -> list[Tensor] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
+from acefast.kept import KeptWeights
 from acefast.optim import MaskedAdam
 from acefast.pruning import Pattern, SoftMasks
 
@@ -169,15 +170,18 @@ class _Fast:
         self.edge_mask = None
         if masks is not None and masks.edges is not None:
             self.edge_mask = masks.edges.detach().clone().requires_grad_()
-        self.inputs = (self.edge_mask, edges, {}, {})
         self.parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                # A weight that meets sparse features lies transposed: it is then gathered row by row.
-                turned = isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features
-                p.data = start[name].t().clone(memory_format=torch.contiguous_format).t() if turned else start[name].clone()
         soft = {} if masks is None else masks.weights
         keeps = {} if pattern is None else pattern.weights
+        lists = {}
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                # A weight that meets sparse features lies transposed, so that it is gathered row by row.
+                turned = isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features
+                if turned and name in keeps and p.device.type == "cpu" and (kept := KeptWeights(keeps[name])).pays:
+                    lists[name] = kept
+                p.data = start[name].t().clone(memory_format=torch.contiguous_format).t() if turned else start[name].clone()
+        self.inputs = (self.edge_mask, edges, {}, lists)
         theta = dict(lr=schedule.lr, weight_decay=schedule.weight_decay)
         mask = dict(lr=schedule.mask_lr, weight_decay=schedule.mask_weight_decay)
 

@@ -129,6 +129,13 @@
 //   transpose, colptr int64 [K + 1], row [nnz], cvalue T [nnz].
 // masked_linear_csr_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, mask?, keep?, all_weights) -> dw T [O, K]
 //
+// masked_linear_kept(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias?, outputs) -> y
+//   The same for a weight of which few entries exist, listed by column: y = x W^T + b with W [O, K], O = outputs, holding
+//   weight[place_e] at (out_e, k) for ptr_k <= e < ptr_(k+1), 0 elsewhere. weight T [M] in any memory order; ptr int64
+//   [K + 1]; out int32 [P], in [0, O), ascending within a column; place int64 [P], in [0, M), no number twice.
+// masked_linear_kept_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, ptr, out, place) -> dw T [M]
+//   dw[place_e] = sum over n of dy[n, out_e] x[n, k]; 0 elsewhere.
+//
 // topk_mask(scores[], k, alive[]?, largest, magnitude) -> (keep[], status)
 //   Selects exactly k of the alive elements of a list of tensors as if concatenated: the largest or the smallest, by
 //   value or by magnitude; of equal ones the lowest index of the concatenation. -0 equals 0. keep: bool tensors of the

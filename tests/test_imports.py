@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "acefast"
 
-# What each part may import of the package; `base` is errors, random, files, csr and graph.
+# What each part may import of the package; `base` is errors, random, files, csr, graph and kept.
 ALLOWED = {
     "ops": {"ops", "_C", "base"},
     "nn": {"nn", "ops", "base"},
@@ -18,7 +18,7 @@ ALLOWED = {
     "report": {"report", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "report", "data", "pruning", "nn", "ops", "base"},
 }
-BASE = {"errors", "random", "files", "csr", "graph"}
+BASE = {"errors", "random", "files", "csr", "graph", "kept"}
 
 
 def imported_parts(path):

@@ -54,6 +54,8 @@ SCHEMAS = {
     " bool all_weights) -> (Tensor, Tensor)",
     "masked_linear_csr": f"({_CSR}, Tensor weight, Tensor? mask, Tensor? bias, Tensor? keep, bool all_weights) -> Tensor",
     "masked_linear_csr_bwd": f"({_CSR}, Tensor dy, Tensor weight, Tensor? mask, Tensor? keep, bool all_weights) -> Tensor",
+    "masked_linear_kept": f"({_CSR}, Tensor weight, Tensor ptr, Tensor out, Tensor place, Tensor? bias, int outputs) -> Tensor",
+    "masked_linear_kept_bwd": f"({_CSR}, Tensor dy, Tensor weight, Tensor ptr, Tensor out, Tensor place) -> Tensor",
     "topk_mask": "(Tensor[] scores, int k, Tensor[]? alive, bool largest, bool magnitude) -> (Tensor[], Tensor)",
     "topk_mask_out": "(Tensor[] scores, int k, Tensor[]? alive, bool largest, bool magnitude, Tensor(a!)[] out) -> Tensor",
     "gumbel_topk": "(Tensor[] scores, int k, float tau, int seed, Tensor[]? alive, bool largest) -> (Tensor[], Tensor)",
@@ -250,6 +252,57 @@ def report() -> dict:
         "triton_error": _triton_error(),
         "serving": {op: {device: serving(op, device) for device in devices} for op in SCHEMAS},
     }
+
+
+_functions: dict[str, type[torch.autograd.Function]] = {}  # the ops that have a gradient, for eager calls
+
+
+def register_autograd(op: str, backward, setup_context) -> None:
+    """The gradient of `op`, in the form of torch.library.register_autograd: of `acefast::op`, and of eager calls by `call`."""
+
+    def forward(*args):
+        return implementation(op, _device_of(args), _chosen)(*args)
+
+    members = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), "backward": staticmethod(backward)}
+    _functions[op] = type(op, (torch.autograd.Function,), members)
+    torch.library.register_autograd(f"acefast::{op}", backward, setup_context=setup_context)
+
+
+def call(op: str, *args):
+    """`op` of ordinary tensors straight at its implementation, which spares the dispatcher's way through Python (most of the
+    time of a small call); anything else (compiling, export, tracing, fake tensors, subclasses, transforms) goes through
+    `torch.ops.acefast`. The same results and gradients either way."""
+    ordinary = not (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+    )  # fmt: skip
+    wants_gradient = False
+    if ordinary:
+        for t in _tensors(args):
+            ordinary = ordinary and type(t) in _ORDINARY
+            wants_gradient = wants_gradient or t.requires_grad
+    device = _device_of(args) if ordinary else None
+    wants_gradient = wants_gradient and torch.is_grad_enabled()
+    if device not in _AUTO or (wants_gradient and op not in _functions):
+        return getattr(torch.ops.acefast, op)(*args)
+    if wants_gradient:
+        return _functions[op].apply(*args)
+    return implementation(op, device, _chosen)(*args)
+
+
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+
+
+def _tensors(args):
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            yield a
+        elif isinstance(a, list | tuple) and a and isinstance(a[0], torch.Tensor):
+            yield from a
+
+
+def _device_of(args) -> str:
+    return next(_tensors(args)).device.type
 
 
 def _register(op: str) -> None:

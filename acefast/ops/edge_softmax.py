@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from acefast.graph import Graph, Selection
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 def edge_softmax(g: Graph, s: Tensor, keep: Tensor | Selection | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def edge_softmax(g: Graph, s: Tensor, keep: Tensor | Selection | None = None) ->
     checks.features("edge_softmax", "s", s, g.num_edges, g.device, dims=(1, 2))
     arrays, flags = checks.kept_edges("edge_softmax", g, keep)
     wide = s.to(checks.accumulator(s.dtype)).contiguous()
-    return torch.ops.acefast.edge_softmax(*arrays, wide, flags).to(s.dtype)
+    return backend.call("edge_softmax", *arrays, wide, flags).to(s.dtype)
 
 
 @torch.library.register_fake("acefast::edge_softmax")
@@ -43,7 +43,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, da):
     *arrays, a, keep = ctx.saved_tensors
-    return *[None] * 6, torch.ops.acefast.edge_softmax_bwd(*arrays, a, da.contiguous(), keep), None
+    return *[None] * 6, backend.call("edge_softmax_bwd", *arrays, a, da.contiguous(), keep), None
 
 
-torch.library.register_autograd("acefast::edge_softmax", _backward, setup_context=_save)
+backend.register_autograd("edge_softmax", _backward, _save)

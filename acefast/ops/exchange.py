@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 from acefast.ops.gumbel_topk import check_temperature
 from acefast.ops.topk_mask import _check_flags, _check_scores, _contiguous, _detached, _fake_masks, read_status
 
@@ -37,7 +37,7 @@ def exchange(
     checks.integer("exchange", "k", k, 0, sum(part.numel() for part in keep))
     checks.integer("exchange", "seed", seed, 0, 2**63 - 1)
     args = _contiguous(keep), _detached(kept_scores), _detached(pruned_scores), k, float(tau), seed
-    new_keep, erased, mined, status = torch.ops.acefast.exchange(*args)
+    new_keep, erased, mined, status = backend.call("exchange", *args)
     read_status("exchange", status, k, check)
     return new_keep, erased, mined
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from acefast.errors import InputError
 from acefast.graph import Graph, Selection
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 def gat(
@@ -59,8 +59,8 @@ def gat(
     arrays, flags = checks.kept_edges("gat", g, keep)
     tensors = z, a_src, a_dst, mask
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    y, *_ = torch.ops.acefast.gat(
-        *arrays, *checks.contiguous(*tensors), flags, mask_on == "logit", negative_slope,
+    y, *_ = backend.call(
+        "gat", *arrays, *checks.contiguous(*tensors), flags, mask_on == "logit", negative_slope,
         dropout if training else 0.0, seed, save,
     )  # fmt: skip
     return y
@@ -90,11 +90,11 @@ def _backward(ctx, dy, *_):
     *arrays, z, a_src, a_dst, mask, keep, y, lse, slope_y, slope_sum = ctx.saved_tensors
     if not ctx.save:
         raise RuntimeError("acefast::gat was called with save=False, so it has no gradient; call it with save=True")
-    dz, da_src, da_dst, dmask = torch.ops.acefast.gat_bwd(
-        *arrays, dy.contiguous(), y, lse, slope_y, slope_sum, z, a_src, a_dst, mask, keep,
+    dz, da_src, da_dst, dmask = backend.call(
+        "gat_bwd", *arrays, dy.contiguous(), y, lse, slope_y, slope_sum, z, a_src, a_dst, mask, keep,
         ctx.mask_on_logit, ctx.negative_slope, ctx.dropout, ctx.seed, ctx.needs_input_grad[9],
     )  # fmt: skip
     return *[None] * 6, dz, da_src, da_dst, dmask if ctx.needs_input_grad[9] else None, *[None] * 6
 
 
-torch.library.register_autograd("acefast::gat", _backward, setup_context=_save)
+backend.register_autograd("gat", _backward, _save)

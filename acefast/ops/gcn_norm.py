@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from acefast.graph import Graph
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 def gcn_norm(
@@ -44,7 +44,7 @@ def gcn_norm(
         loops = torch.ones(g.num_dst, dtype=dtype, device=g.device)
     checks.vector("gcn_norm", "add_self_loops", loops, (g.num_dst,), dtype, g.device)
     mask, loops = (None if t is None else t.contiguous() for t in (mask, loops))
-    c, c_self, _ = torch.ops.acefast.gcn_norm(*g.arrays, mask, keep, loops, degrees == "masked")
+    c, c_self, _ = backend.call("gcn_norm", *g.arrays, mask, keep, loops, degrees == "masked")
     return c, None if loops is None else c_self
 
 
@@ -76,10 +76,10 @@ def _backward(ctx, dc, dc_self, _):
     if ctx.needs_input_grad[6]:
         dc_self = None if loops is None else dc_self.contiguous()
         if ctx.masked:
-            dmask = torch.ops.acefast.gcn_norm_bwd(*arrays, dinv, dc.contiguous(), dc_self, loops, keep)
+            dmask = backend.call("gcn_norm_bwd", *arrays, dinv, dc.contiguous(), dc_self, loops, keep)
         else:
             dmask = torch.zeros_like(dc)
     return *[None] * 6, dmask, None, None, None
 
 
-torch.library.register_autograd("acefast::gcn_norm", _backward, setup_context=_save)
+backend.register_autograd("gcn_norm", _backward, _save)

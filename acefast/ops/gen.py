@@ -5,7 +5,7 @@ from torch import Tensor
 
 from acefast.errors import InputError
 from acefast.graph import Graph, Selection
-from acefast.ops import backend, checks, reference  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks, reference
 
 _CODES = {
     "sum": reference.SUM,
@@ -89,8 +89,8 @@ def gen(
         param = _per_column("t", t, width, acc, g.device)
     elif code == reference.POWER:
         param = _per_column("p", p, width, acc, g.device)
-    y, _ = torch.ops.acefast.gen(
-        *arrays, *checks.contiguous(x, edge_attr, encoder_weight, encoder_bias, mask), flags, param, row_scale, removed,
+    y, _ = backend.call(
+        "gen", *arrays, *checks.contiguous(x, edge_attr, encoder_weight, encoder_bias, mask), flags, param, row_scale, removed,
         code, eps, mask_grad == "all",
     )  # fmt: skip
     if aggr == "softmax_sum":
@@ -161,8 +161,8 @@ def _backward(ctx, dy, _):
     *arrays, x, edge, weight, bias, mask, keep, param, row_scale, removed, y, stat = ctx.saved_tensors
     need_x, need_edge, need_weight, need_bias, need_mask, _, need_param = ctx.needs_input_grad[6:13]
     need_encoder = need_weight or need_bias
-    dx, dmask, dedge, dbias, dparam = torch.ops.acefast.gen_bwd(
-        *arrays, dy.contiguous(), y, stat, x, edge, weight, bias, mask, keep, param, row_scale, removed,
+    dx, dmask, dedge, dbias, dparam = backend.call(
+        "gen_bwd", *arrays, dy.contiguous(), y, stat, x, edge, weight, bias, mask, keep, param, row_scale, removed,
         ctx.aggr, ctx.eps, need_x, need_mask, need_edge or need_encoder, need_param, ctx.all_edges,
     )  # fmt: skip
     return (
@@ -178,4 +178,4 @@ def _backward(ctx, dy, _):
     )
 
 
-torch.library.register_autograd("acefast::gen", _backward, setup_context=_save)
+backend.register_autograd("gen", _backward, _save)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from acefast.errors import InputError
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 from acefast.ops.topk_mask import _check_flags, _check_scores, _contiguous, _detached, _fake_masks, read_status
 
 
@@ -34,7 +34,7 @@ def gumbel_topk(
     checks.integer("gumbel_topk", "k", k, 0, sum(s.numel() for s in scores))
     checks.integer("gumbel_topk", "seed", seed, 0, 2**63 - 1)
     args = _detached(scores), k, float(tau), seed, _contiguous(alive), largest
-    keep, status = torch.ops.acefast.gumbel_topk(*args)
+    keep, status = backend.call("gumbel_topk", *args)
     read_status("gumbel_topk", status, k, check)
     return keep
 

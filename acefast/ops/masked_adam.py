@@ -1,13 +1,13 @@
 """masked_adam: one step of Adam on both factors of masked parameters, in one pass."""
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from acefast.errors import InputError
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class AdamSettings:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"AdamSettings: {name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def values(self) -> list[float]:
+        """As the schema of `masked_adam` takes them."""
+        return [self.lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.l1]
 
 
 def masked_adam(
@@ -84,9 +88,9 @@ def masked_adam(
         _check_list("keep", keep, theta, torch.bool, first.device)
     checks.vector("masked_adam", "step", step, (1,), torch.int64, first.device)
     with torch.no_grad():
-        torch.ops.acefast.masked_adam(
-            grad, place, keep, theta, mask or [], *theta_moments, *(mask_moments or ([], [])), weight or [], step,
-            astuple(theta_settings), astuple(mask_settings or theta_settings),
+        backend.call(
+            "masked_adam", grad, place, keep, theta, mask or [], *theta_moments, *(mask_moments or ([], [])), weight or [], step,
+            theta_settings.values(), (mask_settings or theta_settings).values(),
         )  # fmt: skip
 
 

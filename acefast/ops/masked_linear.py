@@ -5,7 +5,8 @@ from torch import Tensor
 
 from acefast.csr import CSR
 from acefast.errors import InputError
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.kept import KeptWeights
+from acefast.ops import backend, checks
 
 
 def masked_linear(
@@ -13,7 +14,7 @@ def masked_linear(
     weight: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    keep: Tensor | None = None,
+    keep: Tensor | KeptWeights | None = None,
     mask_grad: str = "kept",
 ) -> Tensor:
     """y_no = sum_k x_nk W_ok m_ok [keep_ok] + b_o.
@@ -23,8 +24,8 @@ def masked_linear(
         weight: [O, K] of x's dtype, differentiable; with CSR x and no masks one that lies transposed in memory
             (weight.t() contiguous) is multiplied as it lies, by `spmm`. mask: [O, K] float32 (float64 with float64), differentiable.
         bias: [O] like mask, differentiable.
-        keep: [O, K] bool; a weight with False does not exist: its gradient is 0, and its mask's too unless mask_grad is
-            "all", which gives the derivative that the mask would have if the weight were kept.
+        keep: [O, K] bool, or the same as KeptWeights; a weight with False does not exist: its gradient is 0, and its mask's
+            too unless mask_grad is "all", which gives the derivative that the mask would have if the weight were kept.
     Returns: y [N, O] of x's dtype. Raises InputError for a wrong shape, dtype, device or option. Native CPU kernels
     are bitwise deterministic for any number of threads; on the reference and on CUDA, dense x is as deterministic as
     torch's matrix product.
@@ -37,20 +38,28 @@ def masked_linear(
         got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise InputError(f"masked_linear: weight must have shape [*, {x.shape[1]}], got {got}")
     acc, shape, device = checks.accumulator(x.dtype), weight.shape, x.device
+    kept = keep if isinstance(keep, KeptWeights) else None
+    keep = keep if kept is None else kept.keep
     checks.vector("masked_linear", "weight", weight, shape, x.dtype, device)
     checks.vector("masked_linear", "mask", mask, shape, acc, device)
     checks.vector("masked_linear", "bias", bias, shape[:1], acc, device)
     checks.vector("masked_linear", "keep", keep, shape, torch.bool, device)
     checks.choice("masked_linear", "mask_grad", mask_grad, ("kept", "all"))
-    if sparse and mask is None and keep is None and x.dtype == acc and weight.t().is_contiguous():
-        y = torch.ops.acefast.spmm(*x.graph().arrays, weight.t(), x.value, None, None, None, None, False)
+    turned = weight.t().is_contiguous() and not weight.is_contiguous()
+    if sparse and mask is None and kept is not None:
+        flat = weight.t().reshape(-1) if turned else weight.reshape(-1)
+        return backend.call(
+            "masked_linear_kept", x.rowptr, x.col, x.value, *x.transpose_arrays(), flat, kept.ptr, kept.out, kept.places(turned), bias, shape[0]
+        )
+    if sparse and mask is None and keep is None and x.dtype == acc and turned:
+        y = backend.call("spmm", *x.graph().arrays, weight.t(), x.value, None, None, None, None, False)
         return y if bias is None else y + bias
     rest = [None if t is None else t.contiguous() for t in (weight, mask, bias, keep)]
     if sparse:
-        return torch.ops.acefast.masked_linear_csr(
-            x.rowptr, x.col, x.value, *x.transpose_arrays(), *rest, mask_grad == "all"
+        return backend.call(
+            "masked_linear_csr", x.rowptr, x.col, x.value, *x.transpose_arrays(), *rest, mask_grad == "all"
         )
-    return torch.ops.acefast.masked_linear(x.contiguous(), *rest, mask_grad == "all")
+    return backend.call("masked_linear", x.contiguous(), *rest, mask_grad == "all")
 
 
 @torch.library.register_fake("acefast::masked_linear")
@@ -99,8 +108,8 @@ def _bias_gradient(dy, bias, need):
 def _backward(ctx, dy):
     x, weight, mask, bias, keep = ctx.saved_tensors
     need_x, need_weight, need_mask, need_bias = ctx.needs_input_grad[:4]
-    dx, dw = torch.ops.acefast.masked_linear_bwd(
-        dy.contiguous(), x, weight, mask, keep, need_x, need_weight or need_mask, ctx.all_weights
+    dx, dw = backend.call(
+        "masked_linear_bwd", dy.contiguous(), x, weight, mask, keep, need_x, need_weight or need_mask, ctx.all_weights
     )
     dweight, dmask = _product_rule(dw, weight, mask, keep, ctx.all_weights, need_weight, need_mask)
     return dx if need_x else None, dweight, dmask, _bias_gradient(dy, bias, need_bias), None, None
@@ -111,10 +120,33 @@ def _csr_backward(ctx, dy):
     need_weight, need_mask, need_bias = ctx.needs_input_grad[6:9]
     dweight = dmask = None
     if need_weight or need_mask:
-        dw = torch.ops.acefast.masked_linear_csr_bwd(*arrays, dy.contiguous(), weight, mask, keep, ctx.all_weights)
+        dw = backend.call("masked_linear_csr_bwd", *arrays, dy.contiguous(), weight, mask, keep, ctx.all_weights)
         dweight, dmask = _product_rule(dw, weight, mask, keep, ctx.all_weights, need_weight, need_mask)
     return *[None] * 6, dweight, dmask, _bias_gradient(dy, bias, need_bias), None, None
 
 
-torch.library.register_autograd("acefast::masked_linear", _backward, setup_context=_save)
-torch.library.register_autograd("acefast::masked_linear_csr", _csr_backward, setup_context=_save)
+@torch.library.register_fake("acefast::masked_linear_kept")
+def _(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias, outputs):
+    return value.new_empty(rowptr.size(0) - 1, outputs)
+
+
+@torch.library.register_fake("acefast::masked_linear_kept_bwd")
+def _(rowptr, col, value, colptr, row, cvalue, dy, weight, ptr, out, place):
+    return torch.empty_like(weight)
+
+
+def _kept_save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:-1])
+
+
+def _kept_backward(ctx, dy):
+    *arrays, weight, ptr, out, place, bias = ctx.saved_tensors
+    dw = None
+    if ctx.needs_input_grad[6]:
+        dw = backend.call("masked_linear_kept_bwd", *arrays, dy.contiguous(), weight, ptr, out, place)
+    return *[None] * 6, dw, None, None, None, _bias_gradient(dy, bias, ctx.needs_input_grad[10]), None
+
+
+backend.register_autograd("masked_linear_kept", _kept_backward, _kept_save)
+backend.register_autograd("masked_linear", _backward, _save)
+backend.register_autograd("masked_linear_csr", _csr_backward, _save)

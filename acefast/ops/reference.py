@@ -491,6 +491,26 @@ def masked_linear_csr_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, m
     return masked_linear_bwd(dy, x, weight, mask, keep, False, True, all_weights)[1]
 
 
+def masked_linear_kept(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias, outputs):
+    """y = x W^T + b, W holding weight[place_e] at (out_e, column of e) and 0 elsewhere."""
+    dtype = accumulator(value.dtype)
+    columns = ptr.numel() - 1
+    of_entry = torch.repeat_interleave(torch.arange(columns, device=ptr.device), ptr[1:] - ptr[:-1], output_size=out.numel())
+    kept = torch.zeros(outputs, columns, dtype=dtype, device=weight.device)
+    kept[out.long(), of_entry] = weight[place].to(dtype)
+    return masked_linear(_dense(rowptr, col, value, columns), kept, None, bias, None, False).to(value.dtype)
+
+
+def masked_linear_kept_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, ptr, out, place):
+    """The gradient of weight: (dy^T x) at the kept entries, at their places, 0 elsewhere."""
+    columns = ptr.numel() - 1
+    of_entry = torch.repeat_interleave(torch.arange(columns, device=ptr.device), ptr[1:] - ptr[:-1], output_size=out.numel())
+    x = _dense(rowptr, col, value, columns)
+    dw = torch.zeros_like(weight)
+    dw[place] = (dy.to(x.dtype).T @ x)[out.long(), of_entry].to(weight.dtype)
+    return dw
+
+
 # Selection.
 
 NAN_SCORE, BAD_K = 1, 2  # bits of a selection's status

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from acefast.errors import InputError
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 def relu_dropout(x: Tensor, p: float, seed: int, step: int, rows: Tensor | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def relu_dropout(x: Tensor, p: float, seed: int, step: int, rows: Tensor | None 
     if rows is not None:
         checks.vector("relu_dropout", "rows", rows, tuple(x.shape[:1]), torch.int64, x.device)
         rows = rows.contiguous()
-    return torch.ops.acefast.relu_dropout(x.contiguous(), rows, float(p), seed, step)
+    return backend.call("relu_dropout", x.contiguous(), rows, float(p), seed, step)
 
 
 @torch.library.register_fake("acefast::relu_dropout")
@@ -46,7 +46,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dy):
     (y,) = ctx.saved_tensors
-    return torch.ops.acefast.relu_dropout_bwd(dy.contiguous(), y, ctx.p), None, None, None, None
+    return backend.call("relu_dropout_bwd", dy.contiguous(), y, ctx.p), None, None, None, None
 
 
-torch.library.register_autograd("acefast::relu_dropout", _backward, setup_context=_save)
+backend.register_autograd("relu_dropout", _backward, _save)

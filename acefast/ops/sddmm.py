@@ -5,7 +5,7 @@ from torch import Tensor
 
 from acefast.errors import InputError
 from acefast.graph import Graph
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 def sddmm(g: Graph, p: Tensor, q: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def sddmm(g: Graph, p: Tensor, q: Tensor) -> Tensor:
         raise InputError(
             f"sddmm: p and q must agree but in their rows, got {list(p.shape)} {p.dtype} and {list(q.shape)} {q.dtype}"
         )
-    return torch.ops.acefast.sddmm(*g.arrays, p.contiguous(), q.contiguous())
+    return backend.call("sddmm", *g.arrays, p.contiguous(), q.contiguous())
 
 
 @torch.library.register_fake("acefast::sddmm")
@@ -43,7 +43,7 @@ def _backward(ctx, ds):
 
     def product(side, features, coefficient):
         if features.dim() == 2:
-            return torch.ops.acefast.spmm(*side, features, coefficient.contiguous(), None, None, None, None, False)
+            return backend.call("spmm", *side, features, coefficient.contiguous(), None, None, None, None, False)
         return torch.stack([product(side, *pair) for pair in zip(features.unbind(1), coefficient.unbind(1))], 1)
 
     def contiguous_heads(t):
@@ -54,4 +54,4 @@ def _backward(ctx, ds):
     return *[None] * 6, dp, dq
 
 
-torch.library.register_autograd("acefast::sddmm", _backward, setup_context=_save)
+backend.register_autograd("sddmm", _backward, _save)

@@ -1,11 +1,13 @@
 """spmm: the masked sparse product, y_i = reduce over e: j->i of weight_e mask_e x_j."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from acefast.errors import InputError
 from acefast.graph import Graph, Selection
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 
 
 def spmm(
@@ -69,13 +71,13 @@ def spmm(
         ):
             if asked:
                 raise InputError(f"spmm: {name} is for reduce sum and mean, got reduce={reduce!r}")
-        y, _ = torch.ops.acefast.spmm_max(*arrays, features, weight, mask, flags, reduce == "max")
+        y, _ = backend.call("spmm_max", *arrays, features, weight, mask, flags, reduce == "max")
         return y.reshape(g.num_dst, *x.shape[1:])
     row_scale = None
     if reduce == "mean":
         count = checks.kept_in_degrees(g, keep if pruned == "absent" else None)
         row_scale = count.clamp(min=1).to(acc).reciprocal()
-    y = torch.ops.acefast.spmm(*arrays, features, weight, mask, flags, self_weight, row_scale, mask_grad == "all")
+    y = backend.call("spmm", *arrays, features, weight, mask, flags, self_weight, row_scale, mask_grad == "all")
     return y.reshape(g.num_dst, *x.shape[1:])
 
 
@@ -114,8 +116,8 @@ def _product_rule(dcoef, weight, mask, keep, all_edges, need_weight, need_mask):
 def _backward(ctx, dy):
     *arrays, x, weight, mask, keep, self_weight, row_scale = ctx.saved_tensors
     need_x, need_weight, need_mask, _, need_self = ctx.needs_input_grad[6:11]
-    dx, dcoef, dself = torch.ops.acefast.spmm_bwd(
-        *arrays, dy.contiguous(), x, weight, mask, keep, self_weight, row_scale,
+    dx, dcoef, dself = backend.call(
+        "spmm_bwd", *arrays, dy.contiguous(), x, weight, mask, keep, self_weight, row_scale,
         need_x, need_weight or need_mask or need_self, ctx.all_edges,
     )  # fmt: skip
     dweight, dmask = _product_rule(dcoef, weight, mask, keep, ctx.all_edges, need_weight, need_mask)
@@ -124,7 +126,7 @@ def _backward(ctx, dy):
     return *[None] * 6, dx if need_x else None, dweight, dmask, None, dself if need_self else None, None, None
 
 
-torch.library.register_autograd("acefast::spmm", _backward, setup_context=_save)
+backend.register_autograd("spmm", _backward, _save)
 
 
 def _bwd_save(ctx, inputs, output):
@@ -135,7 +137,7 @@ def _bwd_save(ctx, inputs, output):
 def _bwd_backward(ctx, gdx, gdcoef, gdself):
     """Both outputs of spmm_bwd are bilinear: in (dy, weight * mask, self_weight) and in (dy, x)."""
     *arrays, dy, x, weight, mask, keep, self_weight, row_scale = ctx.saved_tensors
-    spmm_op, bwd_op = torch.ops.acefast.spmm, torch.ops.acefast.spmm_bwd
+    spmm_op, bwd_op = partial(backend.call, "spmm"), partial(backend.call, "spmm_bwd")
     has_self = self_weight is not None
     ddy = ddx = dweight = dmask = dself_weight = None
     if ctx.need_dx:
@@ -153,7 +155,7 @@ def _bwd_backward(ctx, gdx, gdcoef, gdself):
     return *[None] * 6, ddy, ddx, dweight, dmask, None, dself_weight if has_self else None, None, None, None, None
 
 
-torch.library.register_autograd("acefast::spmm_bwd", _bwd_backward, setup_context=_bwd_save)
+backend.register_autograd("spmm_bwd", _bwd_backward, _bwd_save)
 
 
 @torch.library.register_fake("acefast::spmm_max")
@@ -178,8 +180,8 @@ def _max_save(ctx, inputs, output):
 def _max_backward(ctx, dy, _):
     *arrays, x, weight, mask, keep, arg = ctx.saved_tensors
     need_x, need_weight, need_mask = ctx.needs_input_grad[6:9]
-    dx, dcoef = torch.ops.acefast.spmm_max_bwd(
-        *arrays, dy.contiguous(), arg, x, weight, mask, keep, need_x, need_weight or need_mask
+    dx, dcoef = backend.call(
+        "spmm_max_bwd", *arrays, dy.contiguous(), arg, x, weight, mask, keep, need_x, need_weight or need_mask
     )
     dweight, dmask = _product_rule(dcoef, weight, mask, keep, False, need_weight, need_mask)
     if dweight is dmask and dmask is not None:
@@ -187,4 +189,4 @@ def _max_backward(ctx, dy, _):
     return *[None] * 6, dx if need_x else None, dweight, dmask, None, None
 
 
-torch.library.register_autograd("acefast::spmm_max", _max_backward, setup_context=_max_save)
+backend.register_autograd("spmm_max", _max_backward, _max_save)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from acefast.errors import InputError
-from acefast.ops import backend, checks  # noqa: F401  (backend defines the schemas)
+from acefast.ops import backend, checks
 from acefast.ops.reference import BAD_K, NAN_SCORE
 
 
@@ -37,10 +37,10 @@ def topk_mask(
     checks.integer("topk_mask", "k", k, 0, sum(s.numel() for s in scores))
     args = _detached(scores), k, _contiguous(alive), largest, by == "magnitude"
     if out is None:
-        out, status = torch.ops.acefast.topk_mask(*args)
+        out, status = backend.call("topk_mask", *args)
     else:
         _check_out(out, scores)
-        status = torch.ops.acefast.topk_mask_out(*args[:2], _apart(args[2], out), *args[3:], out)
+        status = backend.call("topk_mask_out", *args[:2], _apart(args[2], out), *args[3:], out)
     read_status("topk_mask", status, k, check)
     return out
 

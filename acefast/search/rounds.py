@@ -1,5 +1,6 @@
 """The round loop: dense baseline, then rounds of a method's stages, each stage committed before the next begins."""
 
+import gc
 import hashlib
 import time
 import warnings
@@ -50,7 +51,7 @@ def run_search(
     Raises InputError where the folder belongs to another search or data set, or is in use.
     """
     store = Memory() if out is None else Folder(out)
-    with store.locked(), _threads(config.threads):
+    with store.locked(), _threads(config.threads), _frozen_objects():
         store.open(config)
         search = _prepare(dataset, config, model, progress or (lambda event: None))
         identity = {"data": dataset.fingerprint, "start": _fingerprint(search)}
@@ -188,6 +189,16 @@ def _environment() -> dict:
         "acefast": acefast.__version__, "torch": torch.__version__, "backend": get_backend(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
+
+
+@contextmanager
+def _frozen_objects():
+    """The objects that exist are left out of garbage collection inside: at Cora's size it would be a tenth of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

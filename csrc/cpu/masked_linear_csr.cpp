@@ -85,22 +85,7 @@ Tensor masked_linear_csr(const Tensor& rowptr, const Tensor& col, const Tensor& 
       const auto* idx = ptr<typename decltype(index)::type>(col);
       if (w.density() < kSparseForward) {
         const auto lists = KeptLists<A>::by_column(w);
-        const auto bounds = split_rows(rp, N, 512, 4);
-        parallel_tasks(int64_t(bounds.size()) - 1, [&](int64_t t, int64_t) {
-          std::vector<A> sum(O);
-          for (int64_t n = bounds[t]; n < bounds[t + 1]; ++n) {
-            if (b)
-              sum.assign(b, b + O);
-            else
-              std::fill(sum.begin(), sum.end(), A(0));
-            for (int64_t s = rp[n]; s < rp[n + 1]; ++s) {
-              const A x = A(v[s]);
-              for (const auto *e = lists.begin[idx[s]], *end = lists.end[idx[s]]; e < end; ++e)
-                sum[e->at] += x * e->value;
-            }
-            for (int64_t o = 0; o < O; ++o) out[n * O + o] = T(sum[o]);
-          }
-        });
+        kept_product<A>(rp, idx, v, N, O, b, out, [&](int64_t k) { return EntryList<A>{lists.begin[k], lists.end[k]}; });
         return;
       }
       const Scratch<A> wt(O * K);
@@ -141,21 +126,9 @@ Tensor masked_linear_csr_bwd(const Tensor& rowptr, const Tensor& col, const Tens
         parallel_range(O, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(K, 1)), [&](int64_t o0, int64_t o1) {
           std::memset(static_cast<void*>(out + o0 * K), 0, size_t((o1 - o0) * K) * sizeof(T));
         });
-        const auto bounds = split_rows(cp, K, 512, 4);
-        parallel_tasks(int64_t(bounds.size()) - 1, [&](int64_t t, int64_t) {
-          std::vector<A> sum(O);
-          for (int64_t k = bounds[t]; k < bounds[t + 1]; ++k) {
-            const auto* list = lists.begin[k];
-            const int64_t n = lists.end[k] - list;
-            std::fill(sum.begin(), sum.begin() + n, A(0));
-            for (int64_t s = cp[k]; s < cp[k + 1]; ++s) {
-              const A x = A(v[s]);
-              const T* g = grad + int64_t(idx[s]) * O;
-              for (int64_t e = 0; e < n; ++e) sum[e] += x * A(g[list[e].at]);
-            }
-            for (int64_t e = 0; e < n; ++e) out[list[e].at * K + k] = T(sum[e]);
-          }
-        });
+        kept_gradient<A>(
+            cp, idx, v, K, O, grad, [&](int64_t k) { return EntryList<A>{lists.begin[k], lists.end[k]}; },
+            [&](int64_t k, int64_t, const Entry<A>& e, A sum) { out[e.at * K + k] = T(sum); });
         return;
       }
       for (int64_t o = 0; o < O; o += kPanel) {

@@ -92,15 +92,23 @@ void for_kept(const uint8_t* keep, int64_t n, const F& f) {
     if (keep[i]) f(i);
 }
 
+// A kept entry of a row or column of the masked weight: the other index, and its value.
+template <class A>
+struct Entry {
+  int32_t at;
+  A value;
+};
+
+template <class A>
+struct EntryList {
+  const Entry<A>*begin, *end;
+};
+
 // Kept entries of the masked weight, listed by column k (BY_COLUMN: (o, value)) or by row o ((k, value)), ascending.
 template <class A>
 struct KeptLists {
-  struct Entry {
-    int32_t at;
-    A value;
-  };
-  std::vector<const Entry*> begin, end;
-  std::vector<std::vector<Entry>> storage;
+  std::vector<const Entry<A>*> begin, end;
+  std::vector<std::vector<Entry<A>>> storage;
 
   template <class T>
   static KeptLists by_row(const MaskedWeight<T>& w) {
@@ -139,6 +147,55 @@ struct KeptLists {
  private:
   KeptLists(int64_t lists, int64_t parts) : begin(lists), end(lists), storage(parts) {}
 };
+
+// y_n = sum over the entries (k, v) of row n of x of v * column k of the weight (+ bias); list(k) gives the kept entries of
+// column k. x [N rows] as ptr, idx, value.
+template <class A, class T, class I, class List>
+void kept_product(const int64_t* ptr, const I* idx, const T* value, int64_t N, int64_t O, const A* bias, T* y,
+                  const List& list) {
+  const auto bounds = split_rows(ptr, N, 512, 4);
+  parallel_tasks(int64_t(bounds.size()) - 1, [&](int64_t t, int64_t) {
+    std::vector<A> sums(O);
+    A* sum = sums.data();
+    for (int64_t n = bounds[t]; n < bounds[t + 1]; ++n) {
+      if (bias)
+        std::copy_n(bias, O, sum);
+      else
+        std::fill_n(sum, O, A(0));
+      for (int64_t s = ptr[n]; s < ptr[n + 1]; ++s) {
+        const A x = A(value[s]);
+        const EntryList<A> entries = list(idx[s]);
+#pragma GCC unroll 4
+        for (const Entry<A>* e = entries.begin; e < entries.end; ++e) sum[uint32_t(e->at)] += x * e->value;
+      }
+      for (int64_t o = 0; o < O; ++o) y[n * O + o] = T(sum[o]);
+    }
+  });
+}
+
+// Calls put(k, number in the list, entry, sum over the entries (n, v) of column k of x of v * dy[n, at]) for every kept entry
+// of every column. x by columns as ptr, idx, value; dy [., O].
+template <class A, class T, class I, class List, class Put>
+void kept_gradient(const int64_t* ptr, const I* idx, const T* value, int64_t K, int64_t O, const T* dy, const List& list,
+                   const Put& put) {
+  const auto bounds = split_rows(ptr, K, 512, 4);
+  parallel_tasks(int64_t(bounds.size()) - 1, [&](int64_t t, int64_t) {
+    std::vector<A> sums(O);
+    for (int64_t k = bounds[t]; k < bounds[t + 1]; ++k) {
+      const EntryList<A> entries = list(k);
+      const int64_t n = entries.end - entries.begin;
+      sums.assign(std::max(n, O), A(0));
+      A* sum = sums.data();
+      for (int64_t s = ptr[k]; s < ptr[k + 1]; ++s) {
+        const A x = A(value[s]);
+        const T* g = dy + int64_t(idx[s]) * O;
+#pragma omp simd
+        for (int64_t e = 0; e < n; ++e) sum[e] += x * A(g[uint32_t(entries.begin[e].at)]);
+      }
+      for (int64_t e = 0; e < n; ++e) put(k, e, entries.begin[e], sum[e]);
+    }
+  });
+}
 
 // out[i] = A(in[i])
 template <class T, class A>

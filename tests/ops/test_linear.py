@@ -7,6 +7,7 @@ import torch
 
 import acefast
 from acefast import CSR, InputError, ops
+from acefast.kept import KeptWeights
 from acefast.ops import reference
 from tests.inputs import assert_close
 
@@ -190,3 +191,44 @@ def test_autocast_region_does_not_narrow_the_product(each_backend):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = ops.masked_linear(x, weight)
     assert_close(y, x.double() @ weight.double().T, torch.float32)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_listed_weights_equal_the_dense_product(each_backend, dtype, share, turned):
+    generator = torch.Generator().manual_seed(8)
+    dense = torch.randn(30, 50, generator=generator).double() * (torch.rand(30, 50, generator=generator) < 0.2)
+    keep = torch.rand(24, 50, generator=generator) < share
+    kept = KeptWeights(keep)
+    assert kept.density == float(keep.double().mean()) and kept.shape == keep.shape
+    weight = torch.randn(24, 50, generator=generator).to(dtype)
+    weight = (weight.t().contiguous().t() if turned else weight).requires_grad_()
+    bias = torch.randn(24, generator=generator, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    bias.requires_grad_()
+    x = CSR.from_dense(dense.to(dtype))
+    y = ops.masked_linear(x, weight, bias=bias, keep=kept)
+    dy = torch.randn(30, 24, generator=generator).to(dtype)
+    y.backward(dy)
+    wide = (weight.detach().double() * keep).requires_grad_()
+    expected = x.to_dense().double() @ wide.t() + bias.detach().double()
+    expected.backward(dy.double())
+    assert_close(y, expected.detach(), dtype, "y")
+    assert_close(weight.grad, wide.grad * keep, dtype, "dw")
+    assert torch.allclose(bias.grad.double(), dy.double().sum(0), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    assert torch.equal(ops.masked_linear(x.to_dense(), weight, keep=kept), ops.masked_linear(x.to_dense(), weight, keep=keep))
+
+
+def test_listed_weights_gradcheck_opcheck_and_refusals(each_backend):
+    x = CSR.from_dense(torch.randn(6, 5).double() * (torch.rand(6, 5) < 0.5))
+    kept = KeptWeights(torch.rand(4, 5) < 0.5)
+    weight, bias = torch.randn(4, 5).double().requires_grad_(), torch.randn(4).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, b: ops.masked_linear(x, w, bias=b, keep=kept), (weight, bias))
+    arrays = (x.rowptr, x.col, x.value, *x.transpose_arrays())
+    listed = (weight.detach().flatten(), kept.ptr, kept.out, kept.places(False))
+    torch.library.opcheck(torch.ops.acefast.masked_linear_kept, (*arrays, *listed, bias.detach(), 4))
+    torch.library.opcheck(torch.ops.acefast.masked_linear_kept_bwd, (*arrays, torch.randn(6, 4).double(), *listed))
+    with pytest.raises(InputError, match=r"keep must be bool \[O, K\]"):
+        KeptWeights(torch.ones(4, 5))
+    with pytest.raises(InputError, match=r"keep must have shape \[4, 5\]"):
+        ops.masked_linear(x, weight, keep=KeptWeights(torch.ones(5, 4, dtype=torch.bool)))
