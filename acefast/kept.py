@@ -28,11 +28,6 @@ class KeptWeights:
     def shape(self) -> torch.Size:
         return self.keep.shape
 
-    @property
-    def density(self) -> float:
-        """The share of kept weights."""
-        return self.out.numel() / max(1, self.keep.numel())
-
     def places(self, turned: bool) -> Tensor:
         """Position of each entry in the memory of a weight [O, K] that lies row by row, or column by column (`turned`); int64
         [P]."""
@@ -41,9 +36,11 @@ class KeptWeights:
             self._places[turned] = self._columns * outputs + rows if turned else rows * inputs + self._columns
         return self._places[turned]
 
-    @property
-    def pays(self) -> bool:
-        """Whether products by the lists are faster than dense ones, on the CPU: an entry of x costs about 8 ns and 1 ns for each
-        kept weight of its column by lists, 0.05 ns for each output by vectors (measured with AVX-512 at 512 and 256
-        outputs)."""
-        return self.density < 0.05 - 8 / max(1, self.shape[0])
+    @staticmethod
+    def pays(keep: Tensor) -> bool:
+        """Whether products with a sparse x by lists of the kept weights of `keep` are faster than dense ones. On the CPU an
+        entry of x costs about 8 ns and 1 ns for each kept weight of its column by lists, 0.05 ns for each output by vectors
+        (measured with AVX-512 at 256 and 512 outputs); no other device has a kernel for the lists."""
+        if keep.device.type != "cpu" or not keep.numel():
+            return False
+        return int(keep.sum()) / keep.numel() < 0.05 - 8 / keep.size(0)

@@ -178,8 +178,8 @@ class _Fast:
             for name, p in self.parameters.items():
                 # A weight that meets sparse features lies transposed, so that it is gathered row by row.
                 turned = isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features
-                if turned and name in keeps and p.device.type == "cpu" and (kept := KeptWeights(keeps[name])).pays:
-                    lists[name] = kept
+                if turned and name in keeps and KeptWeights.pays(keeps[name]):
+                    lists[name] = KeptWeights(keeps[name])
                 p.data = start[name].t().clone(memory_format=torch.contiguous_format).t() if turned else start[name].clone()
         self.inputs = (self.edge_mask, edges, {}, lists)
         theta = dict(lr=schedule.lr, weight_decay=schedule.weight_decay)

@@ -260,10 +260,13 @@ _functions: dict[str, type[torch.autograd.Function]] = {}  # the ops that have a
 def register_autograd(op: str, backward, setup_context) -> None:
     """The gradient of `op`, in the form of torch.library.register_autograd: of `acefast::op`, and of eager calls by `call`."""
 
-    def forward(*args):
-        return implementation(op, _device_of(args), _chosen)(*args)
+    def forward(ctx, *args):
+        device = next(a for a in args if isinstance(a, torch.Tensor)).device.type
+        output = implementation(op, device, _chosen)(*args)
+        setup_context(ctx, args, output)
+        return output
 
-    members = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), "backward": staticmethod(backward)}
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     _functions[op] = type(op, (torch.autograd.Function,), members)
     torch.library.register_autograd(f"acefast::{op}", backward, setup_context=setup_context)
 
@@ -272,16 +275,7 @@ def call(op: str, *args):
     """`op` of ordinary tensors straight at its implementation, which spares the dispatcher's way through Python (most of the
     time of a small call); anything else (compiling, export, tracing, fake tensors, subclasses, transforms) goes through
     `torch.ops.acefast`. The same results and gradients either way."""
-    ordinary = not (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state()
-    )  # fmt: skip
-    wants_gradient = False
-    if ordinary:
-        for t in _tensors(args):
-            ordinary = ordinary and type(t) in _ORDINARY
-            wants_gradient = wants_gradient or t.requires_grad
-    device = _device_of(args) if ordinary else None
+    device, wants_gradient = _ordinary(args)
     wants_gradient = wants_gradient and torch.is_grad_enabled()
     if device not in _AUTO or (wants_gradient and op not in _functions):
         return getattr(torch.ops.acefast, op)(*args)
@@ -290,19 +284,27 @@ def call(op: str, *args):
     return implementation(op, device, _chosen)(*args)
 
 
-_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+def _ordinary(args) -> tuple[str | None, bool]:
+    """(device, whether a tensor requires a gradient) where every argument is an ordinary value and nothing watches the call;
+    else (None, False)."""
+    if (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+    ):  # fmt: skip
+        return None, False
+    device, wants_gradient = None, False
+    for argument in args:
+        for value in argument if type(argument) in (list, tuple) else (argument,):
+            if type(value) in _TENSORS:
+                device = device or value.device.type
+                wants_gradient = wants_gradient or value.requires_grad
+            elif type(value) not in _VALUES:
+                return None, False
+    return device, wants_gradient
 
 
-def _tensors(args):
-    for a in args:
-        if isinstance(a, torch.Tensor):
-            yield a
-        elif isinstance(a, list | tuple) and a and isinstance(a[0], torch.Tensor):
-            yield from a
-
-
-def _device_of(args) -> str:
-    return next(_tensors(args)).device.type
+_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
+_VALUES = frozenset((type(None), bool, int, float))
 
 
 def _register(op: str) -> None:
