@@ -13,8 +13,9 @@ from acefast.graph import Block, Graph, Selection
 from acefast.nn.dropout import dropout
 from acefast.nn.edges import as_graph, part_of, with_self_loops
 from acefast.nn.linear import MaskedLinear
+from acefast.nn.network import Network
 from acefast.ops.reference import accumulator
-from acefast.random import generator, named_seed
+from acefast.random import named_seed
 
 
 def attention_terms(z: Tensor, *attention: Tensor) -> list[Tensor]:
@@ -129,7 +130,7 @@ class GATConv(nn.Module):
         return int(torch.randint(2**62, ()))
 
 
-class GAT(nn.Module):
+class GAT(Network):
     """The GAT of Velickovic et al. as UGS uses it (Chen et al., ICML 2021): layers of :class:`GATConv` with `heads` heads of
     `hidden` channels side by side, a last layer with one head, ELU between them; dropout on every layer's input and attention.
 
@@ -150,15 +151,6 @@ class GAT(nn.Module):
         )
         self.dropout, self.pruned = dropout, pruned
         self.reset_parameters(seed)
-
-    def reset_parameters(self, seed: int) -> None:
-        """Fresh weights from generators named after the layers."""
-        for index, layer in enumerate(self.layers):
-            layer.reset_parameters(generator(seed, "init", index))
-
-    def maskable(self) -> dict[str, nn.Parameter]:
-        """The weights that a search may prune, by parameter name."""
-        return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}
 
     def blocks(self, graph: Graph, nodes: Tensor, edge_keep=None) -> list[Block] | None:
         """The part of the graph that the logits of ``nodes`` depend on, a block for each layer; None where removed edges pass

@@ -11,7 +11,7 @@ from acefast.errors import InputError
 from acefast.graph import Block, Graph, Selection
 from acefast.nn.edges import as_graph, part_of, with_self_loops
 from acefast.nn.linear import MaskedLinear
-from acefast.random import generator
+from acefast.nn.network import Network
 
 DEGREES = ("masked", "static", "none")
 
@@ -121,7 +121,7 @@ class GCNConv(nn.Module):
         return y if self.bias is None else (y + self.bias).to(y.dtype)
 
 
-class GCN(nn.Module):
+class GCN(Network):
     """Layers of :class:`GCNConv` with ReLU and dropout between them.
 
     Maskable weights: the linear of every layer (``maskable()``), named ``layers.<i>.lin.weight``. In training mode
@@ -150,15 +150,6 @@ class GCN(nn.Module):
         )
         self.dropout = dropout
         self.reset_parameters(seed)
-
-    def reset_parameters(self, seed: int) -> None:
-        """Fresh weights from generators named after the layers."""
-        for index, layer in enumerate(self.layers):
-            layer.reset_parameters(generator(seed, "init", index))
-
-    def maskable(self) -> dict[str, nn.Parameter]:
-        """The weights that a search may prune, by parameter name."""
-        return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}
 
     def blocks(self, graph: Graph, nodes: Tensor, edge_keep=None) -> list[Block]:
         """The part of the graph that the logits of ``nodes`` depend on, a block for each layer."""

@@ -8,6 +8,7 @@ from acefast.csr import CSR
 from acefast.graph import Block, Graph, Selection
 from acefast.nn.edges import as_graph
 from acefast.nn.linear import MaskedLinear
+from acefast.nn.network import Network
 from acefast.random import generator
 
 
@@ -50,6 +51,14 @@ class GINLayer(nn.Module):
         self.lin = MaskedLinear(in_channels, out_channels, bias=False, generator=generator)
         self.pruned = pruned
 
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """As :class:`MaskedLinear`."""
+        self.lin.reset_parameters(generator)
+
+    def maskable(self) -> dict[str, nn.Parameter]:
+        """The weights that a search may prune, by parameter name."""
+        return {"lin.weight": self.lin.weight}
+
     def forward(self, x, graph, edge_mask=None, edge_keep=None, mask=None, keep=None) -> Tensor:
         """x [N_src, in_channels] -> [N_dst, out_channels]; `graph` square or a Block; mask and keep of lin.weight."""
 
@@ -63,7 +72,7 @@ class GINLayer(nn.Module):
         return self.lin(aggregate(x), mask, keep)
 
 
-class GIN(nn.Module):
+class GIN(Network):
     """The GIN of UGS (Chen et al., ICML 2021, code): layers of :class:`GINLayer`, ReLU and dropout after each of them, and an
     unmasked linear head on each hidden layer; the logits are the mean of the heads' and the last layer's outputs.
 
@@ -81,17 +90,12 @@ class GIN(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Fresh weights from generators named after the layers."""
-        for index, layer in enumerate(self.layers):
-            layer.lin.reset_parameters(generator(seed, "init", index))
+        """Fresh weights from generators named after the layers and heads."""
+        super().reset_parameters(seed)
         for index, head in enumerate(self.heads):
             draw = generator(seed, "init", f"head-{index}")
             for parameter in head.parameters():
                 parameter.uniform_(-head.in_features**-0.5, head.in_features**-0.5, generator=draw)
-
-    def maskable(self) -> dict[str, nn.Parameter]:
-        """The weights that a search may prune, by parameter name."""
-        return {f"layers.{i}.lin.weight": layer.lin.weight for i, layer in enumerate(self.layers)}
 
     def blocks(self, graph: Graph, nodes: Tensor, edge_keep=None) -> list[Block] | None:
         """The part of the graph that the logits of ``nodes`` depend on, a block for each layer; None where removed edges
