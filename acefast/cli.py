@@ -1,4 +1,4 @@
-"""The command line: acefast search | demo | report | inspect | env.
+"""The command line: acefast search | grid | demo | report | inspect | env.
 
 Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
 """
@@ -27,6 +27,7 @@ import acefast
 from acefast import report
 from acefast.data import load_dataset
 from acefast.errors import InputError
+from acefast.grid import run_grid
 from acefast.ops import backend
 from acefast.progress import SearchProgress
 from acefast.pruning.ticket import Ticket
@@ -48,6 +49,29 @@ class SearchOptions:
     out: Path
     """Folder of the run: settings, history, checkpoint, tickets, report and plot. Made where it is missing."""
     settings: Annotated[SearchConfig, tyro.conf.arg(name="", help="Settings of the search.")]
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """Run many searches from one file, a few at a time, each in a process of its own.
+
+    In GRID.toml every setting of a search (see acefast search --help) stands by its name; a list of values gives a run
+    for each of them, and all lists are combined: dataset = ["cora", "citeseer"], method = ["ugs", "ace"],
+    seed = [0, 1, 2]. Tables [variant.NAME] hold settings that replace those above them; where there are any, the runs
+    are those of the variants. Each run is a folder of its own in --out, as of acefast search, with its output in
+    logs/. The same command goes on with what is not finished and tries again what failed. A run that was begun keeps
+    its number of threads. Exit status: 0 when all runs are complete, 1 when some failed, 3 when the time limit came
+    first.
+    """
+
+    grid: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="GRID.toml")]
+    """The file of settings."""
+    out: Path
+    """Folder of the runs, one subfolder each."""
+    jobs: int | None = None
+    """Searches at a time, each with its share of the CPU threads; one for each CPU thread unless given."""
+    time_limit: str | None = None
+    """Time after which the running searches are stopped so that they can go on later, such as 90s, 25m or 1h30m."""
 
 
 @dataclass(frozen=True)
@@ -206,17 +230,35 @@ def search(args: list[str]) -> int:
     names = {key: _given(args, key) for key in ("dataset", "backbone", "method", "preset")}
     defaults = resolve_config(**{key: value for key, value in names.items() if value is not None})
     options = parse(SearchOptions, "search", args, SearchOptions(tyro.MISSING, defaults))
-    chosen = {field.name: getattr(options.settings, field.name) for field in fields(SearchConfig)}
-    config = resolve_config(
-        **{key: chosen.pop(key) for key in names},
-        **{key: value for key, value in chosen.items() if value != getattr(defaults, key)},
-    )
+    flags = {arg.split("=", 1)[0].replace("_", "-") for arg in args}
+    given = {
+        field.name: getattr(options.settings, field.name)
+        for field in fields(SearchConfig)
+        if not flags.isdisjoint(f"--{no}{field.name.replace('_', '-')}" for no in ("", "no-"))
+    }
+    config = resolve_config(**given)
     console = Console()
     was_complete = run(config, options.out, console)
     if was_complete:
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
     finish(console, [options.out], None)
     return 0
+
+
+def grid(args: list[str]) -> int:
+    options = parse(GridOptions, "grid", args)
+    seconds = None if options.time_limit is None else _seconds(options.time_limit)
+    jobs = torch.get_num_threads() if options.jobs is None else options.jobs
+    return run_grid(options.grid, options.out, jobs, seconds, _console())
+
+
+def _seconds(text: str) -> float:
+    """The seconds of 90s, 25m, 1h30m; a number alone counts seconds."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if parts is None or not text:
+        raise InputError(f"--time-limit must be a time such as 90s, 25m or 1h30m, got {text!r}")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def demo(args: list[str]) -> int:
@@ -396,6 +438,7 @@ def _console() -> Console:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "search": ("search for a winning ticket in a graph and a network", search),
+    "grid": ("many searches from one file of settings, some at a time", grid),
     "demo": ("dense, UGS and ACE-GLT on a generated graph, in minutes and without data", demo),
     "report": ("table and plot of accuracy over sparsity of runs", report_),
     "inspect": ("tell what is in a ticket", inspect),

@@ -1,6 +1,9 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and folders held by one process at a time."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from acefast.errors import InputError
@@ -27,3 +30,24 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; choose a folder that can be written"
         ) from None
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, inside: str, kind: str, work: str) -> Iterator[None]:
+    """Hold `folder` for this process, by a lock on its file .lock that ends with the process; it and its subfolder
+    `inside` are made where they are missing.
+
+    Raises InputError where another process holds it or it cannot be made; `kind` ("run folder") and `work` ("running
+    the search") are for that sentence.
+    """
+    try:
+        (folder / inside).mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")
+    except OSError as error:
+        raise InputError(f"cannot use {folder} as a {kind}: {error.strerror}; choose another --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is {work} in {folder}; wait for it or choose another --out") from None
+        yield

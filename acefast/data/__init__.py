@@ -7,9 +7,14 @@ from acefast.data.planetoid import PUBLISHED, load_planetoid
 from acefast.data.synthetic import synthetic_citation
 from acefast.errors import InputError
 
-__all__ = ["DATASETS", "Dataset", "load_dataset", "load_planetoid", "synthetic_citation"]
+__all__ = ["DATASETS", "Dataset", "is_known", "load_dataset", "load_planetoid", "synthetic_citation"]
 
 DATASETS = (*PUBLISHED, "synthetic-cora")
+
+
+def is_known(name: str) -> bool:
+    """Whether `load_dataset` knows the name; its data may still be missing."""
+    return name in DATASETS
 
 
 def load_dataset(name: str, root: str | Path | None = None, *, keep_self_loops: bool = False, seed: int = 0) -> Dataset:

@@ -34,6 +34,8 @@ class SearchConfig:
     """Data set: cora, citeseer, pubmed or synthetic-cora."""
     data_root: str = ""
     """Folder of the raw data files (not part of the configuration's hash)."""
+    variant: str = ""
+    """Name that reports give to these settings (not part of the configuration's hash)."""
     backbone: Backbone = "gcn"
     """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them)."""
     method: Method = "ace"
@@ -140,16 +142,17 @@ class SearchConfig:
         return config
 
     def hash(self) -> str:
-        """16 hex digits over every setting but ``data_root``: equal hashes mean the same search."""
-        values = {key: value for key, value in self.to_dict().items() if key != "data_root"}
+        """16 hex digits over every setting but those UNHASHED: equal hashes mean the same search."""
+        values = {key: value for key, value in self.to_dict().items() if key not in UNHASHED}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "SearchConfig") -> list[str]:
         """Names of the hashed settings in which two configurations differ."""
         mine, theirs = self.to_dict(), other.to_dict()
-        return [key for key in mine if key != "data_root" and mine[key] != theirs[key]]
+        return [key for key in mine if key not in UNHASHED and mine[key] != theirs[key]]
 
 
+UNHASHED = ("data_root", "variant")
 FIXED_BY_RELEASED = (
     "mask_noise score tie_directions protect complement prune_edges exchange_edges tau standardise pruned_edges".split()
 )

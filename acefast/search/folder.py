@@ -6,7 +6,6 @@ killed between two writes leaves nothing that the next one does not mend.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from acefast.errors import InputError
-from acefast.files import write_atomic
+from acefast.files import exclusive, write_atomic
 from acefast.pruning import Ticket
 from acefast.search.config import SearchConfig, tomllib
 from acefast.search.state import State
@@ -63,21 +62,16 @@ class Folder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; raises InputError where another one holds it or it cannot be made."""
-        try:
-            (self.path / "tickets").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a")
-        except OSError as error:
-            raise InputError(
-                f"cannot use {self.path} as a run folder: {error.strerror}; choose another --out"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another process is running the search in {self.path}; wait for it or choose another --out"
-                ) from None
+        with exclusive(self.path, "tickets", "run folder", "running the search"):
             yield
+
+    def rounds_done(self) -> int:
+        """Finished rounds by checkpoint.json, the dense baseline among them, without reading the checkpoint itself; 0
+        where the file is missing or damaged, which the search mends."""
+        try:
+            return int(json.loads((self.path / "checkpoint.json").read_text())["round"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
 
     def open(self, config: SearchConfig) -> None:
         """Write config.toml, or check that the folder's own is of the same search; clear away unfinished files."""

@@ -74,7 +74,7 @@ def test_env(capsys):
 def test_help_names_every_command_and_setting(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("search", "demo", "report", "inspect", "env"))
+    assert all(command in text for command in ("search", "grid", "demo", "report", "inspect", "env"))
     with pytest.raises(SystemExit) as stop:
         cli.main(["search", "--help"])
     assert stop.value.code == 0
@@ -112,6 +112,7 @@ def test_settings_that_follow_others_still_do(resolved):
     # mask_lr is the weights' lr unless it is given, also where lr comes from the command line.
     assert resolved("--lr", "0.05").mask_lr == 0.05
     assert resolved("--lr", "0.05", "--mask-lr", "0.01").mask_lr == 0.01
+    assert resolved("--lr", "0.05", "--mask_lr=0.008").mask_lr == 0.008, "given, though it is the preset's value"
     assert resolved("--method", "dense", "--rounds", "20").rounds == 0
 
 
