@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from acefast.data import is_known
+from acefast.data import check_name
 from acefast.errors import InputError
 from acefast.files import exclusive
 from acefast.progress import clock
@@ -59,8 +59,7 @@ def plan(path: Path) -> list[Planned]:
             settings = dict(zip(swept, values, strict=True)) | ({"variant": variant} if variant else {})
             try:
                 config = resolve_config(**settings)
-                if not is_known(config.dataset):
-                    raise InputError(f"dataset {config.dataset!r} is not known")
+                check_name(config.dataset)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
             run = Planned(_name(config, several), settings, config)

@@ -74,6 +74,62 @@ class Dataset:
             digest.update(array.detach().cpu().contiguous().numpy())
         return digest.hexdigest()
 
+    @staticmethod
+    def from_arrays(
+        edge_index: Tensor,  # integers [2, E], row 0 source, row 1 destination
+        x: CSR | Tensor,  # [N, num_features]
+        y: Tensor,  # integers [N], 0 or more
+        train: Tensor,  # node numbers, or bool [N]
+        val: Tensor,
+        test: Tensor,
+        name: str = "own",
+    ) -> "Dataset":
+        """A record for classification of nodes from your own arrays, brought to the record's types.
+
+        Edges are taken as they are: list both directions of an undirected one. Features become float32, and a CSR where
+        fewer than one in eight is not 0. num_classes is the largest label + 1. Raises InputError for what does not fit.
+        """
+
+        def refuse(field: str, expected: str, got):
+            got = f"{got.dtype} {list(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+            raise InputError(f"dataset {name}: {field} must be {expected}, got {got}")
+
+        if not isinstance(y, Tensor) or y.dim() != 1 or not is_integer(y):
+            refuse("y", "a vector of integers, one label a node", y)
+        if isinstance(x, Tensor):
+            if x.dim() != 2 or x.is_complex():
+                refuse("x", f"a matrix of numbers, {y.numel()} rows", x)
+            x = (x if x.layout == torch.strided else x.to_dense()).float()
+            x = CSR.from_dense(x) if 8 * int(x.count_nonzero()) < x.numel() else x
+        split = {"train": train, "val": val, "test": test}
+        for field, part in split.items():
+            if not isinstance(part, Tensor) or part.dim() != 1 or not (part.dtype == torch.bool or is_integer(part)):
+                refuse(field, "a vector of node numbers or a bool mask over the nodes", part)
+            if part.dtype == torch.bool and part.numel() != y.numel():
+                refuse(field, f"a bool mask over the {y.numel()} nodes", part)
+            split[field] = part.nonzero().squeeze(1) if part.dtype == torch.bool else part.long()
+        try:
+            graph = Graph.from_edge_index(edge_index, num_nodes=y.numel())
+        except InputError as error:
+            raise InputError(f"dataset {name}: {error}") from None
+        num_classes = int(y.max()) + 1 if y.numel() else 0
+        return Dataset(name, graph, x, y.long(), **split, num_classes=num_classes)
+
+    @staticmethod
+    def from_pyg(data, name: str = "own") -> "Dataset":
+        """From a torch_geometric.data.Data with x, edge_index, y, train_mask, val_mask and test_mask, as `from_arrays`.
+
+        y may be [N, 1]; a mask with a column for each of several splits is refused: choose one.
+        """
+        fields = ("edge_index", "x", "y", "train_mask", "val_mask", "test_mask")
+        found = [getattr(data, field, None) for field in fields]
+        missing = [field for field, value in zip(fields, found) if value is None]
+        if missing:
+            raise InputError(f"dataset {name}: the Data has no {missing[0]}, expected {', '.join(fields)}")
+        edge_index, x, y, *masks = found
+        y = y.squeeze(1) if isinstance(y, Tensor) and y.dim() == 2 and y.size(1) == 1 else y
+        return Dataset.from_arrays(edge_index, x, y, *masks, name=name)
+
     def to(self, device) -> "Dataset":
         """The same data on `device`, without being checked again."""
         if torch.device(device) == self.device:
@@ -92,6 +148,10 @@ class Dataset:
         else:
             x = (self.x * _inverse(self.x.double().sum(1, keepdim=True))).float()
         return replace(self, x=x)
+
+
+def is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _inverse(total: Tensor) -> Tensor:

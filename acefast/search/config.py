@@ -31,9 +31,9 @@ class SearchConfig:
     """The resolved settings of one search; made by :func:`resolve_config`, saved with the run as ``config.toml``."""
 
     dataset: str = "cora"
-    """Data set: cora, citeseer, pubmed or synthetic-cora."""
+    """Data set: cora, citeseer, pubmed, synthetic-cora, or a file NAME.npz of your own graph (its keys: README)."""
     data_root: str = ""
-    """Folder of the raw data files (not part of the configuration's hash)."""
+    """Folder of the data files (not part of the configuration's hash)."""
     variant: str = ""
     """Name that reports give to these settings (not part of the configuration's hash)."""
     backbone: Backbone = "gcn"
