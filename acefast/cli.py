@@ -25,7 +25,7 @@ from rich.table import Table
 
 import acefast
 from acefast import report
-from acefast.data import load_dataset
+from acefast.data import download_planetoid, load_dataset
 from acefast.errors import InputError
 from acefast.grid import run_grid
 from acefast.ops import backend
@@ -49,6 +49,8 @@ class SearchOptions:
     out: Path
     """Folder of the run: settings, history, checkpoint, tickets, report and plot. Made where it is missing."""
     settings: Annotated[SearchConfig, tyro.conf.arg(name="", help="Settings of the search.")]
+    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fetch the files of cora, citeseer or pubmed that --data-root lacks, and check their SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,9 @@ def search(args: list[str]) -> int:
     }
     config = resolve_config(**given)
     console = Console()
+    if options.download:
+        for path in download_planetoid(config.dataset, config.data_root):
+            console.print(f"fetched {path}", soft_wrap=True, highlight=False)
     was_complete = run(config, options.out, console)
     if was_complete:
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from acefast.data.dataset import Dataset
+from acefast.data.download import download_planetoid
 from acefast.data.npz import load_npz
 from acefast.data.planetoid import PUBLISHED, load_planetoid
 from acefast.data.synthetic import synthetic_citation
 from acefast.errors import InputError
 
-__all__ = ["DATASETS", "Dataset", "check_name", "load_dataset", "load_npz", "load_planetoid", "synthetic_citation"]
+__all__ = ["DATASETS", "Dataset", "check_name", "download_planetoid", "load_dataset", "load_npz", "load_planetoid", "synthetic_citation"]
 
 DATASETS = (*PUBLISHED, "synthetic-cora")
 

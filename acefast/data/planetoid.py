@@ -70,17 +70,25 @@ def load_planetoid(name: str, root: str | Path | None, keep_self_loops: bool = F
     return data
 
 
+def folders(name: str, root: Path) -> list[Path]:
+    """Where the files of `name` may lie under `root`."""
+    raw = [entry / "raw" for entry in sorted(root.iterdir()) if entry.name.lower() == name]
+    return [root, root / "planetoid", *raw]
+
+
 def find_folder(name: str, root: str | Path | None) -> Path:
     """The folder under `root` with the files of `name`; raises InputError that says what was sought where."""
     sought = f"ind.{name}.{{{','.join(PARTS)}}}"
     if root is None:
-        raise InputError(f"dataset {name} is read from disk, name the folder that holds {sought} (--data-root DIR)")
+        raise InputError(
+            f"dataset {name} is read from disk, name the folder that holds {sought} (--data-root DIR, and --download to "
+            f"have them fetched into it)"
+        )
     root = Path(root)
     try:
         if not root.is_dir():
             raise InputError(f"{root} is not a folder, expected one that holds {sought} (--data-root DIR)")
-        raw = [entry / "raw" for entry in sorted(root.iterdir()) if entry.name.lower() == name]
-        for folder in (root, root / "planetoid", *raw):
+        for folder in folders(name, root):
             missing = [part for part in PARTS if not (folder / f"ind.{name}.{part}").is_file()]
             if not missing:
                 return folder
