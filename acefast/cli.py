@@ -1,4 +1,4 @@
-"""The command line: acefast search | grid | demo | report | inspect | env.
+"""The command line: acefast search | grid | demo | report | inspect | retrain | env.
 
 Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
 """
@@ -31,7 +31,8 @@ from acefast.grid import run_grid
 from acefast.ops import backend
 from acefast.progress import SearchProgress
 from acefast.pruning.ticket import Ticket
-from acefast.search import SearchConfig, load_data, resolve_config, run_search
+from acefast.search import SearchConfig, load_data, resolve_config, retrain_ticket, run_search
+from acefast.search.config import Backbone
 
 # The default job: small enough for two cores and a few minutes, all else as in preset paper.
 DEMO = dict(dataset="synthetic-cora", rounds=5, mask_epochs=100, fix_epochs=100, ace_epochs=10, ace_rounds=3)
@@ -120,6 +121,33 @@ class InspectOptions:
     """Check against this data set; the ticket's own unless given."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print JSON."""
+
+
+@dataclass(frozen=True)
+class RetrainOptions:
+    """Train a ticket anew, with its masks frozen and by the settings of the search that found it, and tell what it
+    reaches.
+
+    As it is, it starts at its own first weights, which repeats the search's result; another seed gives fresh weights
+    under the same masks; another backbone takes over the edges alone.
+    """
+
+    ticket: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TICKET")]
+    """A ticket, such as tickets/round-03.safetensors of a run folder."""
+    seed: int | None = None
+    """Seed of the first weights and of all noise; the ticket's own unless given."""
+    backbone: Backbone | None = None
+    """Graph network to train; the ticket's own unless given."""
+    dataset: str | None = None
+    """Data set with the ticket's graph; the ticket's own unless given."""
+    data_root: str = ""
+    """Folder of the data files."""
+    device: str | None = None
+    """Device of the computation; that of the search unless given."""
+    dense: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also train the unpruned network from the same seed."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one line of JSON."""
 
 
 @dataclass(frozen=True)
@@ -380,7 +408,8 @@ def _print_ticket(facts: dict) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("ticket", f"{facts['ticket']} ({facts['bytes']:,} bytes)")
     for key, value in facts["metadata"].items():
-        table.add_row(key, f"{100 * value:.2f} %" if key in ("val", "test") else str(value))
+        if key != "settings":  # as many as a search has; --json tells them
+            table.add_row(key, f"{100 * value:.2f} %" if key in ("val", "test") else str(value))
     for axis in ("edges", "weights"):
         part = facts[axis]
         table.add_row(axis, f"{part['kept']:,} of {part['total']:,} kept, {part['sparsity']:.2f} % removed")
@@ -399,6 +428,29 @@ def _print_ticket(facts: dict) -> None:
         )
         parts.add_row(name, " × ".join(map(str, value["shape"])), value["dtype"], *kept)
     console.print(parts, highlight=False)
+
+
+def retrain(args: list[str]) -> int:
+    options = parse(RetrainOptions, "retrain", args)
+    ticket = Ticket.load(options.ticket)
+    row = retrain_ticket(
+        ticket, options.dataset, options.seed, options.backbone,
+        data_root=options.data_root, device=options.device, dense=options.dense,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps({"ticket": str(options.ticket), **row}))
+        return 0
+    kept = ", ".join(f"{row[f'{axis}_kept']:,} of {row[f'{axis}_total']:,} {axis}" for axis in ("edges", "weights"))
+    start = {"rewind": "the ticket's own first weights", "fresh": "fresh weights"}[row["start"]]
+    lines = [
+        f"{row['dataset']}, {row['backbone']}, seed {row['seed']}, {row['epochs']} epochs from {start}: {kept} kept",
+        f"val {100 * row['val']:.2f} %, test {100 * row['test']:.2f} % at epoch {row['best_epoch'] + 1}; the search "
+        f"reported val {100 * row['found_val']:.2f} %, test {100 * row['found_test']:.2f} %",
+    ]
+    if options.dense:
+        lines.append(f"dense: val {100 * row['dense_val']:.2f} %, test {100 * row['dense_test']:.2f} %")
+    _console().print("\n".join(lines), highlight=False, soft_wrap=True)
+    return 0
 
 
 def env(args: list[str]) -> int:
@@ -447,6 +499,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("dense, UGS and ACE-GLT on a generated graph, in minutes and without data", demo),
     "report": ("table and plot of accuracy over sparsity of runs", report_),
     "inspect": ("tell what is in a ticket", inspect),
+    "retrain": ("train a ticket anew: from its first weights, another seed's, or under another backbone", retrain),
     "env": ("versions, what was built, which backend serves which op", env),
 }
 

@@ -92,6 +92,11 @@ class Ticket:
 
         Raises InputError where `g` is not the graph that the ticket was found on.
         """
+        self.check_graph(g)
+        return type(g).from_edge_index(g.edge_index()[:, self.edge_keep.to(g.device)], num_nodes=g.num_nodes)
+
+    def check_graph(self, g) -> None:
+        """Raises InputError where `g` is not the graph that the ticket was found on."""
         expected, got = self.metadata["fingerprint"], g.fingerprint()
         if expected != got or g.num_edges != self.edge_keep.numel():
             raise InputError(
@@ -99,17 +104,9 @@ class Ticket:
                 f"{self.edge_keep.numel()} edges and fingerprint {expected[:12]}, the graph given has {g.num_edges} "
                 f"edges and fingerprint {got[:12]}; give the graph that the ticket was found on"
             )
-        return type(g).from_edge_index(g.edge_index()[:, self.edge_keep.to(g.device)], num_nodes=g.num_nodes)
 
-    @torch.no_grad()
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Set the rewind weights and the masks in `model` and return it.
-
-        Parameters are matched by name. A masked parameter's module takes the mask by its `set_keep(bool Tensor)` where
-        it has one (acefast.nn); in any other module the removed weights are set to 0.
-
-        Raises InputError, and changes nothing, where a parameter is missing on either side or has another shape.
-        """
+    def check_model(self, model: nn.Module) -> None:
+        """Raises InputError where a parameter is missing on either side or has another shape."""
         parameters = dict(model.named_parameters())
         missing, surplus = sorted(self.rewind.keys() - parameters), sorted(parameters.keys() - self.rewind.keys())
         if missing or surplus:
@@ -121,6 +118,18 @@ class Ticket:
                     f"the ticket does not fit this model: {name} has shape {list(parameters[name].shape)} in the model "
                     f"and {list(value.shape)} in the ticket; build the model with the ticket's sizes"
                 )
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Set the rewind weights and the masks in `model` and return it.
+
+        Parameters are matched by name. A masked parameter's module takes the mask by its `set_keep(bool Tensor)` where
+        it has one (acefast.nn); in any other module the removed weights are set to 0.
+
+        Raises InputError, and changes nothing, where a parameter is missing on either side or has another shape.
+        """
+        parameters = dict(model.named_parameters())
+        self.check_model(model)
         for name, value in self.rewind.items():
             parameters[name].copy_(value)
         for name, keep in self.weight_keep.items():

@@ -9,5 +9,16 @@ from acefast.search.config import SearchConfig, resolve_config
 from acefast.search.folder import load_config
 from acefast.search.rounds import METHODS, find_ticket, load_data, run_search
 from acefast.search.run import Run
+from acefast.search.transfer import retrain_ticket
 
-__all__ = ["METHODS", "Run", "SearchConfig", "find_ticket", "load_config", "load_data", "resolve_config", "run_search"]
+__all__ = [
+    "METHODS",
+    "Run",
+    "SearchConfig",
+    "find_ticket",
+    "load_config",
+    "load_data",
+    "resolve_config",
+    "retrain_ticket",
+    "run_search",
+]

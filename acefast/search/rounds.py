@@ -17,7 +17,7 @@ from acefast.errors import InputError
 from acefast.ops.backend import get_backend
 from acefast.pruning import Ticket
 from acefast.search import ace, dense, released, ugs
-from acefast.search.config import SearchConfig, resolve_config
+from acefast.search.config import UNHASHED, SearchConfig, resolve_config
 from acefast.search.folder import Folder, Memory
 from acefast.search.run import Run
 from acefast.search.search import Search
@@ -51,9 +51,9 @@ def run_search(
     Raises InputError where the folder belongs to another search or data set, or is in use.
     """
     store = Memory() if out is None else Folder(out)
-    with store.locked(), _threads(config.threads), _frozen_objects():
+    with store.locked(), using_threads(config.threads), _frozen_objects():
         store.open(config)
-        search = _prepare(dataset, config, model, progress or (lambda event: None))
+        search = prepare(dataset, config, model, progress or (lambda event: None))
         identity = {"data": dataset.fingerprint, "start": _fingerprint(search)}
         state = store.load(config.device)
         if state is None:
@@ -97,7 +97,8 @@ def _released(config: SearchConfig) -> bool:
     return config.preset == "released" and config.method == "ace"
 
 
-def _prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
+def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
+    """The data and the first weights that ``config`` (or ``model``) describes, on its device, ready to train."""
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {config.device} was asked for and torch finds no CUDA device here: use device cpu")
     data = prepare_data(dataset, config)
@@ -158,6 +159,7 @@ def _ticket(search: Search, state: State) -> Ticket:
         "dataset": c.dataset, "fingerprint": search.data.graph.fingerprint(), "backbone": c.backbone,
         "method": c.method, "preset": c.preset, "axes": c.axes, "round": state.round, "seed": c.seed,
         **state.values.pop("result"), "config_hash": c.hash(), "acefast_version": acefast.__version__,
+        "settings": {key: value for key, value in c.to_dict().items() if key not in UNHASHED},
     }  # fmt: skip
     pattern = pattern.map(lambda keep: keep.cpu())
     return Ticket(pattern.edges, pattern.weights, {name: t.cpu() for name, t in search.start.items()}, metadata)
@@ -202,7 +204,8 @@ def _frozen_objects():
 
 
 @contextmanager
-def _threads(count: int):
+def using_threads(count: int):
+    """So many CPU threads within, as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

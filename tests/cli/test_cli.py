@@ -62,6 +62,22 @@ def test_inspect(finished, capsys):
     assert sum(mask["kept"] for mask in facts["masks"].values()) == facts["weights"]["kept"] == 7373
 
 
+def test_retrain(finished, capsys):
+    folder, _ = finished
+    path = str(folder / "tickets" / "round-02.safetensors")
+    last = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
+    assert cli.main(["retrain", path]) == 0
+    text = capsys.readouterr().out
+    here = f"val {100 * last['val']:.2f} %, test {100 * last['test']:.2f} %"
+    assert f"{here} at epoch {last['best_epoch'] + 1}; the search reported {here}" in text
+    assert "9,528 of 10,556 edges, 7,373 of 11,520 weights kept" in text
+    assert cli.main(["retrain", path, "--seed", "5", "--dense", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    row = json.loads(line)
+    assert (row["ticket"], row["seed"], row["start"], row["weights_kept"]) == (path, 5, "fresh", 7373)
+    assert {"val", "test", "dense_val", "dense_test", "seconds"} <= row.keys()
+
+
 def test_env(capsys):
     assert cli.main(["env"]) == 0
     text = capsys.readouterr().out
@@ -74,7 +90,7 @@ def test_env(capsys):
 def test_help_names_every_command_and_setting(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("search", "grid", "demo", "report", "inspect", "env"))
+    assert all(command in text for command in ("search", "grid", "demo", "report", "inspect", "retrain", "env"))
     with pytest.raises(SystemExit) as stop:
         cli.main(["search", "--help"])
     assert stop.value.code == 0
@@ -145,6 +161,8 @@ def refuse(capsys, *args) -> str:
         (["report", "--frobnicate", "x"], "--frobnicate"),
         (["inspect"], "TICKET"),
         (["inspect", "absent.safetensors"], "no ticket absent.safetensors"),
+        (["retrain", "absent.safetensors"], "no ticket absent.safetensors"),
+        (["retrain", "x", "--backbone", "nope"], "nope"),
         (["env", "more"], "more"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 from acefast.pruning import SCORES, Pattern, Score, SoftMasks, exchange_count, prune_count
 from acefast.search import ace, released, run_search
-from acefast.search.rounds import _prepare
+from acefast.search.rounds import prepare
 from acefast.search.state import State
 
 
@@ -144,7 +144,7 @@ def test_overlap_at_the_threshold_does_not_fire(tiny_config):
 
 
 def test_complements_are_what_was_removed(tiny, tiny_config):
-    search = _prepare(tiny, tiny_config(), None, lambda event: None)
+    search = prepare(tiny, tiny_config(), None, lambda event: None)
     keep = search.full()
     keep = keep.map(lambda t: (torch.arange(t.numel()) % 3 > 0).view(t.shape))
     ((_, axes, joint),) = ace._complements(search, keep, ["edges", "weights"])

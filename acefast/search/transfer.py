@@ -1,0 +1,83 @@
+"""Training a ticket anew: from its own first weights, from those of another seed, or its edges under another backbone."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from acefast.data import Dataset
+from acefast.errors import InputError
+from acefast.pruning import Pattern, Ticket
+from acefast.search.config import SearchConfig, resolve_config
+from acefast.search.rounds import load_data, prepare, using_threads
+from acefast.search.state import State
+
+NAMES = ("dataset", "backbone", "method", "preset")
+
+
+def retrain_ticket(
+    ticket: Ticket,
+    dataset: Dataset | str | None = None,
+    seed: int | None = None,
+    backbone: str | None = None,
+    *,
+    data_root: str = "",
+    device: str | None = None,
+    dense: bool = False,
+    progress: Callable[[dict], None] | None = None,
+) -> dict:
+    """Train ``ticket`` with its masks frozen, by the settings of the search that found it, and return what it reaches.
+
+    ``seed`` and ``backbone`` are the ticket's own unless given. With both its own the training starts at the rewind
+    weights and repeats, to the bit where threads and versions are the same, what the search reported; with another seed it
+    starts at that seed's fresh weights. Another backbone takes the ticket's edges alone, all of its own weights, and its
+    preset's settings but for those in which the search deviated from its preset. ``dataset``: the data set or its name,
+    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network.
+
+    The result: dataset, backbone, seed, start ("rewind" or "fresh"), edges_kept, edges_total, weights_kept, weights_total,
+    epochs, val, test (fractions), best_epoch, seconds, found_val and found_test (what the search reported), and dense_val
+    and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises InputError for a ticket
+    that does not fit.
+    """
+    config = _settings(ticket, seed, backbone)
+    changes = {"device": device, "data_root": data_root, "dataset": dataset if isinstance(dataset, str) else None}
+    config = dataclasses.replace(config, **{key: value for key, value in changes.items() if value})
+    data = dataset if isinstance(dataset, Dataset) else load_data(config)
+    ticket.check_graph(data.graph)
+    own_backbone = config.backbone == ticket.metadata["backbone"]
+    own_start = own_backbone and config.seed == ticket.metadata["seed"]
+    began = time.perf_counter()
+    with using_threads(config.threads):
+        search = prepare(data, config, None, progress or (lambda event: None))
+        pattern = search.full().with_axis("edges", [ticket.edge_keep.to(search.data.device)])
+        if own_backbone:
+            ticket.check_model(search.model)
+            moved = {name: keep.to(search.data.device) for name, keep in ticket.weight_keep.items()}
+            pattern = Pattern(pattern.edges, moved)
+        if own_start:
+            search.start = {name: value.to(search.data.device) for name, value in ticket.rewind.items()}
+        fit = search.retrain(State(round=ticket.metadata["round"]), "retrain", pattern)
+        seconds = time.perf_counter() - began
+        unpruned = search.retrain(State(), "dense", None) if dense else None
+    return {
+        "dataset": config.dataset, "backbone": config.backbone, "seed": config.seed,
+        "start": "rewind" if own_start else "fresh", **pattern.counts(), "epochs": config.fix_epochs,
+        "val": fit.val, "test": fit.test, "best_epoch": fit.best_epoch, "seconds": seconds,
+        "found_val": ticket.metadata["val"], "found_test": ticket.metadata["test"],
+        **({"dense_val": unpruned.val, "dense_test": unpruned.test} if dense else {}),
+    }  # fmt: skip
+
+
+def _settings(ticket: Ticket, seed: int | None, backbone: str | None) -> SearchConfig:
+    """The configuration of the training."""
+    missing = {"settings", "round", "val", "test", "seed", "backbone"} - ticket.metadata.keys()
+    if missing:
+        raise InputError(f"this ticket does not say its {min(missing)}: retrain one that acefast search has written")
+    found = SearchConfig.from_dict(ticket.metadata["settings"])
+    if seed is not None:
+        found = SearchConfig.from_dict({**found.to_dict(), "seed": seed})
+    if backbone is None or backbone == found.backbone:
+        return found
+    names = {name: getattr(found, name) for name in NAMES}
+    preset = resolve_config(**names).to_dict()
+    deviations = {key: value for key, value in found.to_dict().items() if value != preset[key] and key not in NAMES}
+    return resolve_config(**{**names, "backbone": backbone}, **{**deviations, "seed": found.seed})
