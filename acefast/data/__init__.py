@@ -9,7 +9,16 @@ from acefast.data.planetoid import PUBLISHED, load_planetoid
 from acefast.data.synthetic import synthetic_citation
 from acefast.errors import InputError
 
-__all__ = ["DATASETS", "Dataset", "check_name", "download_planetoid", "load_dataset", "load_npz", "load_planetoid", "synthetic_citation"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "check_name",
+    "download_planetoid",
+    "load_dataset",
+    "load_npz",
+    "load_planetoid",
+    "synthetic_citation",
+]
 
 DATASETS = (*PUBLISHED, "synthetic-cora")
 

@@ -1,6 +1,7 @@
 """Accuracy over sparsity, one line per method, as a PNG."""
 
 import io
+import itertools
 import math
 from statistics import fmean, stdev
 
@@ -37,13 +38,14 @@ def accuracy_plot(groups: list[Group]) -> bytes:
             lone = panels.pop(key)
             for home in homes:
                 panels[home] = lone + panels[home]
+    styles = line_styles(groups)
     columns = min(len(panels), 3)
     lines = math.ceil(len(panels) / columns)
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
         figure = Figure(figsize=(7.0 if columns == 1 else 5.6 * columns, 4.5 * lines), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, (key, members) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items()):
-            draw_panel(axes, key, members)
+            draw_panel(axes, key, members, styles)
         for axes in figure.axes[len(panels) : lines * columns]:
             axes.set_axis_off()
         out = io.BytesIO()
@@ -55,17 +57,23 @@ def has_curve(group: Group) -> bool:
     return group.common > 1
 
 
-def draw_panel(axes, key: tuple[str, str, str], groups: list[Group]) -> None:
+def line_styles(groups: list[Group]) -> dict[str, tuple[str, str]]:
+    """{label: (colour, marker)}, the same in every panel; a method's own style goes to the group without a variant."""
+    styles: dict[str, tuple[str, str]] = {}
+    spare = itertools.cycle(SPARE)
+    for group in sorted(filter(has_curve, groups), key=lambda group: bool(group.config.get("variant"))):
+        if group.label not in styles:
+            own = STYLE.get(group.config["method"])
+            styles[group.label] = own if own is not None and own not in styles.values() else next(spare)
+    return styles
+
+
+def draw_panel(axes, key: tuple[str, str, str], groups: list[Group], styles: dict[str, tuple[str, str]]) -> None:
     dataset, backbone, swept = key
     main = "edge" if swept == "edges" else "weight"
     curves = [group for group in groups if has_curve(group)]
-    spare = iter(SPARE * (1 + len(curves)))
-    used = set()
     for group in curves:
-        method = group.config["method"]
-        color, marker = STYLE[method] if method in STYLE and method not in used else next(spare)
-        used.add(method)
-        draw_curve(axes, group, main, color, marker)
+        draw_curve(axes, group, main, *styles[group.label])
     draw_dense(axes, groups)
 
     right = max((position(sparsity(group, main, k)) for group in curves for k in range(group.common)), default=0.25)

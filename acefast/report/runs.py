@@ -2,8 +2,11 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from acefast.errors import InputError
 
@@ -14,13 +17,24 @@ except ModuleNotFoundError:
 
 NAMES = ("dataset", "backbone", "method", "preset", "axes")
 COUNTS = ("edges_kept", "edges_total", "weights_kept", "weights_total")
+AXES = ("edges", "weights")
+# What stages tell of each axis, as <axis>_<name>, and how the values of a round are put together.
+DETAILS: dict[str, Callable] = {
+    "exchanged": sum,  # elements erased and mined, in all ACE rounds
+    "fired": sum,  # exchanges that were taken back and redrawn at half their rate
+    "erased_rank": fmean,  # mean rank of the picks among the candidates: 0 first, 0.5 random
+    "mined_rank": fmean,
+    "survival": fmean,  # fraction of the recently mined that pruning left
+    "spread": fmean,  # standard deviation of the scores that pruning went by
+}
 # Settings that do not make another experiment of a run: its repetition, its place and the machine.
 NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One round of a run: its counts, its accuracies (fractions), what it exchanged and how long it took."""
+    """One round of a run: its counts, its accuracies (fractions), what it exchanged, how long it took, and details by
+    name, such as edges_mined_rank (see DETAILS), those that the method has."""
 
     round: int
     edges_kept: int
@@ -31,6 +45,8 @@ class Rung:
     test: float
     exchanged: int | None
     seconds: float | None
+    epochs: int | None = None
+    details: dict[str, float] = field(default_factory=dict)
 
     @property
     def edge_sparsity(self) -> float:
@@ -127,15 +143,19 @@ def read_run(folder) -> RunRecord:
     """
     folder = Path(folder)
     config = _read_config(folder / "config.toml")
-    seconds = _read_seconds(folder / "timings.jsonl")
+    costs = _read_costs(folder / "timings.jsonl")
     rungs: list[Rung] = []
+    seen: dict[str, list] = defaultdict(list)
     for place, event in _lines(folder / "history.jsonl"):
         if not isinstance(event.get("event"), str):
             raise InputError(
                 f"{place} has no text 'event'; the file was changed, so run the search again in a new folder"
             )
+        _note_details(place, event, seen)
         if event["event"] == "round":
-            rungs.append(_rung(place, event, rungs, seconds))
+            details = {name: float(DETAILS[name.split("_", 1)[1]](values)) for name, values in seen.items()}
+            rungs.append(_rung(place, event, rungs, costs, details))
+            seen.clear()
     if not rungs:
         raise InputError(f"{folder} has no finished round yet; let its search finish at least the dense baseline")
     return RunRecord(folder, config, tuple(rungs))
@@ -161,16 +181,20 @@ def group_runs(runs) -> list[Group]:
 
 
 def _labels(groups) -> list[str]:
-    """The method, with whatever else sets groups of one dataset, backbone and axes apart."""
+    """The method and the variant's name, with whatever else sets groups of one dataset, backbone and axes apart."""
+
+    def same(one, other, *names):
+        return all(one.get(name) == other.get(name) for name in names)
+
     labels = []
     for members in groups:
         config = members[0].config
         rivals = [other[0].config for other in groups if other is not members]
-        rivals = [other for other in rivals if all(other[n] == config[n] for n in ("dataset", "backbone", "axes"))]
-        label = config["method"]
-        if any(other["method"] == label and other["preset"] != config["preset"] for other in rivals):
+        rivals = [other for other in rivals if same(other, config, "dataset", "backbone", "axes", "variant")]
+        label = f"{config['method']} {config.get('variant', '')}".rstrip()
+        if any(same(other, config, "method") and not same(other, config, "preset") for other in rivals):
             label += f" {config['preset']}"
-        twins = [other for other in rivals if all(other[name] == config[name] for name in NAMES)]
+        twins = [other for other in rivals if same(other, config, *NAMES)]
         differing = sorted(
             key for key in config if key not in NOT_GROUPED and any(other.get(key) != config[key] for other in twins)
         )
@@ -190,15 +214,33 @@ def _read_config(path: Path) -> dict:
     return config
 
 
-def _read_seconds(path: Path) -> dict[int, float]:
-    """{round: seconds}, empty where nothing was timed."""
-    total: dict[int, float] = {}
+def _read_costs(path: Path) -> dict[int, tuple[float, int | None]]:
+    """{round: (seconds, epochs)}, empty where nothing was timed; epochs are None where a stage does not say them."""
+    total: dict[int, tuple[float, int | None]] = {}
     for place, line in _lines(path) if path.exists() else ():
-        k, seconds = line.get("round"), line.get("seconds")
+        k, seconds, epochs = line.get("round"), line.get("seconds"), line.get("epochs")
         if type(k) is not int or k < 0 or not _is_number(seconds) or seconds < 0:
             raise InputError(f"{place} must have a round and its seconds, got {k!r} and {seconds!r}; remove {path}")
-        total[k] = total.get(k, 0.0) + seconds
+        if epochs is not None and (type(epochs) is not int or epochs < 0):
+            raise InputError(f"{place} must have epochs as a whole number, got {epochs!r}; remove {path}")
+        before = total.get(k, (0.0, 0))
+        total[k] = before[0] + seconds, None if epochs is None or before[1] is None else before[1] + epochs
     return total
+
+
+def _note_details(place: str, event: dict, seen: dict[str, list]) -> None:
+    """Add what the event tells of each axis to `seen`."""
+    for name in (f"{axis}_{what}" for axis in AXES for what in DETAILS):
+        value = event.get(name)
+        if value is None:
+            continue
+        value = int(value) if isinstance(value, bool) else value
+        if not _is_number(value) or value < 0:
+            raise InputError(
+                f"{place}: {name} must be a number of 0 or more, got {value!r}; the file was changed, so run the search "
+                f"again in a new folder"
+            )
+        seen[name].append(value)
 
 
 def _lines(path: Path):
@@ -222,7 +264,7 @@ def _lines(path: Path):
         raise InputError(f"{path} is cut short: its last line has no end; run the search's command again to mend it")
 
 
-def _rung(place: str, event: dict, before: list[Rung], seconds: dict[int, float]) -> Rung:
+def _rung(place: str, event: dict, before: list[Rung], costs: dict, details: dict[str, float]) -> Rung:
     def refuse(what):
         raise InputError(f"{place}: {what}; the file was changed, so run the search again in a new folder")
 
@@ -231,7 +273,7 @@ def _rung(place: str, event: dict, before: list[Rung], seconds: dict[int, float]
     for name in COUNTS:
         if type(event.get(name)) is not int or event[name] < 0:
             refuse(f"{name} must be a whole number, got {event.get(name)!r}")
-    for axis in ("edges", "weights"):
+    for axis in AXES:
         kept, total = event[f"{axis}_kept"], event[f"{axis}_total"]
         if kept > total:
             refuse(f"{kept} {axis} cannot be kept of {total}")
@@ -246,8 +288,9 @@ def _rung(place: str, event: dict, before: list[Rung], seconds: dict[int, float]
     if exchanged is not None and (type(exchanged) is not int or exchanged < 0):
         refuse(f"exchanged must be a whole number, got {event['exchanged']!r}")
     counts = {name: event[name] for name in ("round", *COUNTS)}
-    took = seconds.get(event["round"])
-    return Rung(**counts, val=float(event["val"]), test=float(event["test"]), exchanged=exchanged, seconds=took)
+    seconds, epochs = costs.get(event["round"], (None, None))
+    val, test = float(event["val"]), float(event["test"])
+    return Rung(**counts, val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, details=details)
 
 
 def _is_number(value) -> bool:

@@ -9,8 +9,20 @@ from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
-from acefast.report.runs import COUNTS, NAMES, Group
+from acefast.report.paired import ALPHA, compare
+from acefast.report.published import PUBLISHED
+from acefast.report.runs import AXES, COUNTS, DETAILS, NAMES, Group
 from acefast.report.winning import SEEDS_TO_CLAIM, judge
+
+# How a detail of each axis is headed and written.
+COLUMNS = {
+    "exchanged": ("exchanged", "{:.0f}"),
+    "fired": ("taken back", "{:.1f}"),
+    "erased_rank": ("rank of erased", "{:.2f}"),
+    "mined_rank": ("rank of mined", "{:.2f}"),
+    "survival": ("survival", "{:.2f}"),
+    "spread": ("score spread", "{:.1e}"),
+}
 
 
 def rows(groups: list[Group]) -> list[dict]:
@@ -18,8 +30,9 @@ def rows(groups: list[Group]) -> list[dict]:
 
     run, dataset, backbone, method, preset, axes, seed, round (0 = dense), edges_kept, edges_total, weights_kept,
     weights_total, val, test (fractions), winning_loose, winning_strict (the claim over all seeds of the group: null for
-    a single run, false below 10 seeds), exchanged, seconds; beyond these label, seeds (in the group), noninferior (the
-    strict rule whatever the number of seeds) and bound (its lower bound).
+    a single run, false below 10 seeds), exchanged, seconds; beyond these variant, label, seeds (in the group),
+    noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, and the details of each
+    axis that the method tells, such as edges_mined_rank.
     """
     result = []
     for group in groups:
@@ -31,7 +44,9 @@ def rows(groups: list[Group]) -> list[dict]:
                     | {name: getattr(rung, name) for name in (*COUNTS, "val", "test")}
                     | {"winning_loose": verdict.loose[k], "winning_strict": verdict.claimed[k]}
                     | {"exchanged": rung.exchanged, "seconds": rung.seconds, "label": group.label}
-                    | {"seeds": len(group.runs), "noninferior": verdict.noninferior[k], "bound": verdict.bound[k]}
+                    | {"variant": run.config.get("variant", ""), "seeds": len(group.runs)}
+                    | {"noninferior": verdict.noninferior[k], "bound": verdict.bound[k]}
+                    | {"epochs": rung.epochs, **rung.details}
                 )
     return result
 
@@ -52,8 +67,7 @@ def ladder(group: Group) -> Table:
         here = group.at(k)
         cells = [
             "dense" if k == 0 else str(k),
-            f"{100 * fmean(r.edge_sparsity for r in here):.2f}",
-            f"{100 * fmean(r.weight_sparsity for r in here):.2f}",
+            *sparsities(group, k),
             percent([r.val for r in here]),
             percent([r.test for r in here]),
             "" if k == 0 else "strict" if verdict.claimed[k] else "loose" if verdict.loose[k] else "no",
@@ -68,11 +82,11 @@ def ladder(group: Group) -> Table:
 
 
 def comparison(groups: list[Group]) -> Table:
-    """One row per group: dense accuracy, best accuracy, the sparsest winning rung in both forms, seconds in all.
-    Of dataset, backbone and axes only what differs has a column."""
+    """One row per group: dense accuracy, best accuracy, the sparsest winning rung in both forms, epochs and seconds of a
+    search (mean over seeds). Of dataset, backbone and axes only what differs has a column."""
     differing = [name for name in ("dataset", "backbone", "axes") if len({g.config[name] for g in groups}) > 1]
     table = Table(*differing, "method", "seeds", "rungs", "dense test %", "best test %")
-    for name in ("wins to (loose)", "edges %", "weights %", "test %", "wins to (strict)", "exchanged", "seconds"):
+    for name in ("wins to (loose)", "edges %", "weights %", "test %", "wins to (strict)", "exchanged", "epochs", "seconds"):
         table.add_column(name)
     for column in table.columns[len(differing) + 1 :]:
         column.justify = "right"
@@ -81,27 +95,108 @@ def comparison(groups: list[Group]) -> Table:
         rungs, k = len(verdict.loose) - 1, verdict.loosest
         won = group.at(k)
         best = max(range(group.common), key=lambda k: fmean(r.test for r in group.at(k)))
-        seconds = [r.seconds for run in group.runs for r in run.rungs if r.seconds is not None]
         cells = [*(group.config[name] for name in differing), group.label, str(len(group.runs)), str(rungs)]
         cells.append(percent([r.test for r in group.at(0)]))
         if rungs:
             cells += [
                 f"{percent([r.test for r in group.at(best)])} ({f'rung {best}' if best else 'dense'})",
                 f"rung {k}" if k else "none",
-                f"{100 * fmean(r.edge_sparsity for r in won):.2f}" if k else "",
-                f"{100 * fmean(r.weight_sparsity for r in won):.2f}" if k else "",
+                *(sparsities(group, k) if k else ("", "")),
                 percent([r.test for r in won]) if k else "",
                 "not claimed"
                 if verdict.strictest is None
-                else f"rung {verdict.strictest}"
+                else f"rung {verdict.strictest} ({' / '.join(sparsities(group, verdict.strictest))})"
                 if verdict.strictest
                 else "none",
             ]
         else:
             cells += [""] * 6
-        cells += ["" if group.exchanged is None else str(group.exchanged), f"{sum(seconds):.1f}" if seconds else ""]
+        cells += ["" if group.exchanged is None else str(group.exchanged)]
+        cells += [cost(group, "epochs", "{:.0f}"), cost(group, "seconds", "{:.1f}")]
         table.add_row(*cells)
     return table
+
+
+def cost(group: Group, what: str, form: str) -> str:
+    """Epochs or seconds of a whole search, mean over the runs; empty where a round does not say them."""
+    values = [getattr(rung, what) for run in group.runs for rung in run.rungs]
+    return "" if None in values else form.format(sum(values) / len(group.runs))
+
+
+def diagnosis(group: Group) -> Table | None:
+    """What each round did, mean over seeds: a column for each detail of each axis that the method tells, and the epochs;
+    None where it tells nothing."""
+    rungs = range(1, max(len(run.rungs) for run in group.runs))
+    names = [f"{axis}_{what}" for what in DETAILS for axis in AXES]
+    names = [name for name in names if any(name in r.details for k in rungs for r in group.at(k))]
+    if not names:
+        return None
+    epochs = any(r.epochs is not None for k in rungs for r in group.at(k))
+    table = Table("rung")
+    for name in names:
+        axis, what = name.split("_", 1)
+        table.add_column(f"{axis}: {COLUMNS[what][0]}")
+    if epochs:
+        table.add_column("epochs")
+    for column in table.columns:
+        column.justify = "right"
+    for k in rungs:
+        cells = [str(k)]
+        for name in names:
+            values = [r.details[name] for r in group.at(k) if name in r.details]
+            cells.append(COLUMNS[name.split("_", 1)[1]][1].format(fmean(values)) if values else "")
+        values = [r.epochs for r in group.at(k) if r.epochs is not None]
+        table.add_row(*cells, *[f"{fmean(values):.0f}" if values else ""] * epochs)
+    return table
+
+
+def published(groups: list[Group]) -> Table | None:
+    """The loose form's sparsities and the highest mean accuracy over the rungs, each next to the paper's; None where
+    nothing of it was published."""
+    known = [g for g in groups if tuple(g.config[n] for n in ("dataset", "backbone", "method")) in PUBLISHED]
+    known = [group for group in known if group.common > 1]
+    if not known:
+        return None
+    table = Table("dataset", "backbone", "method", "axes")
+    for name in ("seeds", "edges %", "published", "weights %", "published", "best test %", "published"):
+        table.add_column(name, justify="right")
+    for group in known:
+        dataset, backbone, method, axes = (group.config[n] for n in ("dataset", "backbone", "method", "axes"))
+        figures, k = PUBLISHED[dataset, backbone, method], judge(group).loosest
+        best = max(range(1, group.common), key=lambda k: fmean(r.test for r in group.at(k)))
+        cells = [dataset, backbone, group.label, axes, str(len(group.runs))]
+        for axis, removed_share in zip(AXES, sparsities(group, k)):
+            paper = getattr(figures, axis)
+            if axes in (axis, "joint"):
+                cells += [removed_share if k else "-", paper if axes == axis else f"({paper})"]
+            else:
+                cells += ["", ""]
+        table.add_row(*cells, percent([r.test for r in group.at(best)]), figures.accuracy)
+    return table
+
+
+def paired(groups: list[Group]) -> Table | None:
+    """The pre-declared comparison of methods, a row per cell and pair; None where no two have seeds in common."""
+    comparisons = compare(groups)
+    if not comparisons:
+        return None
+    table = Table("dataset", "backbone", "axes", "methods")
+    for name in ("seeds", "rungs", "difference", "95 % interval", "d", "p", "p (Holm)", "verdict"):
+        table.add_column(name, justify="right")
+    for c in comparisons:
+        low, high = c.interval
+        table.add_row(
+            *c.cell, f"{c.method} - {c.base}", str(len(c.areas)), str(c.rungs), f"{100 * c.mean:+.2f}",
+            f"{100 * low:+.2f} to {100 * high:+.2f}", "" if c.d is None else f"{c.d:+.2f}",
+            "" if c.p is None else f"{c.p:.4f}", "" if c.p_holm is None else f"{c.p_holm:.4f}", c.verdict,
+        )  # fmt: skip
+    return table
+
+
+def sparsities(group: Group, k: int) -> tuple[str, str]:
+    """Removed edges and weights at rung k in percent."""
+    here = group.at(k)
+    return tuple(f"{100 * fmean(getattr(r, f'{axis}_sparsity') for r in here):.2f}" for axis in ("edge", "weight"))
 
 
 def findings(group: Group) -> list[str]:
@@ -161,6 +256,26 @@ def heading(group: Group) -> str:
     return f"{config['dataset']}, {config['backbone']}, {group.label} ({kind}, {seeds}; {sizes})"
 
 
+PAIRED = (
+    "Difference: the area between the two test accuracy curves over the rungs (trapezoids, divided by the number of rungs), "
+    "in points, paired by seed; its mean over seeds with Student's 95 % interval, and d, the mean over the standard "
+    f"deviation. p: exact two-sided sign-flip test over the seeds, for cells with {SEEDS_TO_CLAIM} seeds or more; Holm's "
+    "correction over those cells of the same two methods. A win needs a difference above 0 and a corrected p below "
+    f"{ALPHA}; a tie is no win, and cells with fewer seeds are described, not claimed. That ACE beats UGS is claimed only "
+    "where it beats the budget controls too.\n"
+)
+PAPER = (
+    "Published: Wang et al., ECAI 2023 (arXiv 2308.02916). Sparsities are those of the sparsest rung that wins in the loose "
+    "form; the published ones are of one axis alone, so those beside joint axes, in brackets, are no like for like. "
+    "Accuracies are the highest over the rungs. * is the paper's own significance, - is none.\n"
+)
+DIAGNOSIS = (
+    "What the rounds did, means over seeds. Exchanged: elements erased, and as many mined, in all ACE rounds; taken back: exchanges redrawn at "
+    "half their rate; rank of the picks among their candidates, 0 the first, 0.5 random; survival: the share of the "
+    "recently mined that the round's pruning left; score spread: standard deviation of the scores that pruning went by.\n"
+)
+
+
 def as_terminal(groups: list[Group]):
     """Everything as one rich renderable."""
     parts = []
@@ -180,15 +295,23 @@ def as_markdown(groups: list[Group], plot: str) -> str:
     parts = ["# Accuracy and sparsity\n", f"![Accuracy over sparsity]({plot})\n"]
     if len(groups) > 1:
         parts += ["## Side by side\n", _markdown(comparison(groups))]
+    if (table := paired(groups)) is not None:
+        parts += ["## Methods compared\n", _markdown(table), PAIRED]
+    if (table := published(groups)) is not None:
+        parts += ["## Next to the published figures\n", _markdown(table), PAPER]
     for group in groups:
         parts += [f"## {heading(group)}\n", _markdown(ladder(group)), *(f"{line}\n" for line in findings(group))]
-        parts += [f"Runs: {', '.join(f'`{run.path.resolve().name}`' for run in group.runs)}.\n"]
+        if (table := diagnosis(group)) is not None:
+            parts.append(_markdown(table))
+        parts.append(f"Runs: {', '.join(f'`{run.path.resolve().name}`' for run in group.runs)}.\n")
     parts.append(
         "Sparsity is removed / total. Accuracies are at the best validation epoch, mean ± sample standard deviation "
         "over seeds. Wins: *strict* where every rung up to it is non-inferior to dense on validation (lower 95 % bound "
         f"of the paired difference above -0.5 points, {SEEDS_TO_CLAIM} seeds or more), *loose* where the mean test "
-        "accuracy is not below dense. Seconds are those of the rounds as run, all stages.\n"
+        "accuracy is not below dense. Epochs and seconds are those of the rounds as run, all stages, mean over seeds.\n"
     )
+    if any(diagnosis(group) is not None for group in groups):
+        parts.append(DIAGNOSIS)
     return "\n".join(parts)
 
 

@@ -41,12 +41,17 @@ class Verdict:
         return max(wins) if wins else None
 
 
-def lower_bound(differences: list[float]) -> float:
-    """One-sided lower 95 % bound of the mean of n >= 2 paired differences, by Student's t."""
+def half_width(differences: list[float], quantile: float) -> float:
+    """Distance from the mean of n >= 2 paired differences to its bound, by that quantile of Student's t."""
     from scipy.special import stdtrit  # Imported where it is needed: it takes longer than a report without seeds.
 
     n = len(differences)
-    return fmean(differences) - float(stdtrit(n - 1, 0.95)) * stdev(differences) / math.sqrt(n)
+    return float(stdtrit(n - 1, quantile)) * stdev(differences) / math.sqrt(n)
+
+
+def lower_bound(differences: list[float]) -> float:
+    """One-sided lower 95 % bound of the mean of n >= 2 paired differences."""
+    return fmean(differences) - half_width(differences, 0.95)
 
 
 def judge(group: Group) -> Verdict:

@@ -103,7 +103,18 @@ def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
         raise InputError(f"device {config.device} was asked for and torch finds no CUDA device here: use device cpu")
     data = prepare_data(dataset, config)
     model = build_model(data, config) if model is None else model
-    return Search(config, data.to(config.device), model.to(config.device), progress)
+    return Search(config, data.to(config.device), model.to(config.device), _Counted(progress))
+
+
+class _Counted:
+    """A progress callback that counts the epochs trained."""
+
+    def __init__(self, progress: Callable[[dict], None]):
+        self.progress, self.epochs = progress, 0
+
+    def __call__(self, event: dict) -> None:
+        self.epochs += event["event"] == "epoch"
+        self.progress(event)
 
 
 def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
@@ -136,11 +147,12 @@ def _rounds(search: Search, state: State, store, stages: list) -> None:
         plan = stages if state.round else [("dense", dense_stage)]
         name, stage = plan[state.stage]
         search.progress({"event": "stage", "round": state.round, "stage": name})
-        began = time.perf_counter()
+        began, epochs = time.perf_counter(), search.progress.epochs
         following = state.copy()
         stage(search, following)
         following.stage += 1
-        following.timings.append({"round": state.round, "stage": name, "seconds": time.perf_counter() - began})
+        cost = {"seconds": time.perf_counter() - began, "epochs": search.progress.epochs - epochs}
+        following.timings.append({"round": state.round, "stage": name, **cost})
         if following.stage == len(plan):
             if following.round:
                 store.save_ticket(following.round, _ticket(search, following))

@@ -15,8 +15,8 @@ def ladder(total: int, share: float, rounds: int) -> list[int]:
     return kept
 
 
-def write(folder, tests, vals=None, *, seed=0, method="ugs", axes="joint", exchanged=None, seconds=2.5, **config):
-    """Write a run folder whose round k has test accuracy tests[k]; returns it as a Path."""
+def write(folder, tests, vals=None, *, seed=0, method="ugs", axes="joint", exchanged=None, seconds=2.5, events=(), epochs=None, **config):
+    """Write a run folder whose round k has test accuracy tests[k]; `events` come before each round's; returns its Path."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     settings = dict(dataset="cora", backbone="gcn", method=method, preset="paper", axes=axes, seed=seed) | config
@@ -28,11 +28,13 @@ def write(folder, tests, vals=None, *, seed=0, method="ugs", axes="joint", excha
     for k, test in enumerate(tests):
         val = vals[k] if vals else test
         lines.append({"event": "stage", "round": k, "name": "retrain", "epochs": 3})
+        lines += [event | {"round": k} for event in events if k]
         lines.append(
             {"event": "round", "round": k, "edges_kept": edges[k], "edges_total": EDGES, "weights_kept": weights[k]}
             | {"weights_total": WEIGHTS, "val": val, "test": test, "exchanged": exchanged}
         )
-        timings += [{"round": k, "stage": "mask", "seconds": seconds}, {"round": k, "stage": "fix", "seconds": 1.0}]
+        told = {} if epochs is None else {"epochs": epochs}
+        timings += [{"round": k, "stage": "mask", "seconds": seconds} | told, {"round": k, "stage": "fix", "seconds": 1.0} | told]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "timings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timings))
     return folder

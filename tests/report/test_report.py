@@ -9,6 +9,7 @@ from rich.console import Console
 
 from acefast import report
 from acefast.errors import InputError
+from acefast.report.plot import STYLE, line_styles
 from acefast.report.winning import lower_bound
 
 KEYS = (
@@ -131,6 +132,72 @@ def test_labels_tell_groups_apart(tmp_path, write_run):
     assert labels == ["ace paper tau=0.1", "ace paper tau=0.0", "ace released", "ugs"]
 
 
+def test_variants_are_groups_of_their_own(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(tmp_path / f"a{seed}", [0.8, 0.8], method="ace", seed=seed, variant="hot", tau=1.0)
+        write_run(tmp_path / f"b{seed}", [0.8, 0.8], method="ace", seed=seed, variant="cold", tau=0.0)
+        write_run(tmp_path / f"c{seed}", [0.8, 0.8], method="ace", seed=seed, tau=0.1)
+    groups = report.read_groups([tmp_path])
+    assert [(group.label, len(group.runs)) for group in groups] == [("ace hot", 2), ("ace cold", 2), ("ace", 2)]
+    assert {row["variant"] for row in report.rows(groups)} == {"hot", "cold", ""}
+    styles = line_styles(groups)
+    assert styles["ace"] == STYLE["ace"] and len(set(styles.values())) == 3
+
+
+EVENTS = (
+    {"event": "imp", "edges_spread": 0.002, "weights_spread": None, "edges_survival": 0.25},
+    {"event": "ace_round", "edges_exchanged": 10, "edges_fired": False, "edges_erased_rank": 0.1, "edges_mined_rank": None},
+    {"event": "ace_round", "edges_exchanged": 5, "edges_fired": True, "edges_erased_rank": 0.3, "edges_mined_rank": 0.5},
+)
+
+
+def test_what_a_search_did_is_in_rows_and_report(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), [0.8, 0.8], method="ace", exchanged=7, seed=seed, events=EVENTS, epochs=40)
+    groups = report.read_groups([tmp_path])
+    row = report.rows(groups)[1]
+    assert {key: row[key] for key in row if key.startswith("edges_") and key not in ("edges_kept", "edges_total")} == {
+        "edges_exchanged": 15, "edges_fired": 1, "edges_erased_rank": pytest.approx(0.2), "edges_mined_rank": 0.5,
+        "edges_survival": 0.25, "edges_spread": 0.002,
+    }  # fmt: skip
+    assert row["epochs"] == 80 and "weights_spread" not in row
+    text = report.write(groups)[0].read_text()
+    table = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    heads = next(line for line in table if line[:2] == ["rung", "edges: exchanged"])
+    assert table[table.index(heads) + 2] == ["1", "15", "1.0", "0.20", "0.50", "0.25", "2.0e-03", "80"]
+    assert "epochs" in text and "rank of the picks" in text
+
+    folder = write_run(tmp_path / "bad", [0.8, 0.8], seed=9, events=[{"event": "imp", "edges_spread": "wide"}])
+    with pytest.raises(InputError, match="line 4: edges_spread must be a number of 0 or more, got 'wide'"):
+        report.read_groups([folder])
+
+
+def test_costs_are_means_of_a_search(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(tmp_path / f"u{seed}", [0.8, 0.8], seed=seed, epochs=10, seconds=1.0 + seed)
+    write_run(tmp_path / "a", [0.8, 0.8], method="ace", exchanged=1)
+    text = report.write(report.read_groups([tmp_path]))[0].read_text()
+    side = {row[0]: row for row in ([part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines()) if row}
+    assert side["method"][-2:] == ["epochs", "seconds"]
+    assert side["ugs"][-2:] == ["40", "5.0"] and side["ace"][-2:] == ["", "7.0"]
+
+
+def test_published_figures_stand_beside(tmp_path, write_run):
+    write_run(tmp_path / "e", [0.8, 0.81, 0.79], method="ace", axes="edges", dataset="citeseer")
+    write_run(tmp_path / "j", [0.8, 0.81, 0.80], method="ugs", dataset="cora")
+    write_run(tmp_path / "d", [0.8], method="dense", dataset="cora")
+    text = report.write(report.read_groups([tmp_path]))[0].read_text()
+    table = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    start = next(place for place, row in enumerate(table) if row.count("published") == 3)
+    assert table[start + 2 : start + 4] == [
+        ["citeseer", "gcn", "ace", "edges", "1", "4.99", "40.42*", "", "", "81.00", "71.53±0.18"],
+        ["cora", "gcn", "ugs", "joint", "1", "9.74", "(-)", "36.00", "(67.23)", "81.00", "82.12±0.03"],
+    ]
+    assert "arXiv 2308.02916" in text
+    write_run(tmp_path / "other" / "s", [0.8, 0.8], dataset="synthetic-cora")
+    assert "published" not in report.write(report.read_groups([tmp_path / "other"]))[0].read_text()
+
+
 def printed(groups) -> str:
     console = Console(record=True, width=220, file=open("/dev/null", "w"), force_terminal=True)
     report.show(groups, console)
@@ -221,6 +288,7 @@ def change(line, **values):
         ("history.jsonl", change(4, exchanged={"edges": "3"}), "exchanged must be"),
         ("timings.jsonl", change(2, seconds=-1), "round and its seconds"),
         ("timings.jsonl", change(2, round=None), "round and its seconds"),
+        ("timings.jsonl", change(2, epochs=0.5), "epochs as a whole number"),
         ("timings.jsonl", lambda text: text[:-5], "no JSON object"),
         ("config.toml", lambda text: text[:-4] + "=", "cannot be read as TOML"),
         ("config.toml", lambda text: text.replace("seed = 0", ""), "must have seed"),
