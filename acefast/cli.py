@@ -388,19 +388,26 @@ def _fit(ticket: Ticket, options: InspectOptions) -> dict:
     """What the ticket leaves of its graph; refuses another graph."""
     name = options.dataset or ticket.metadata.get("dataset")
     graph = load_dataset(name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released").graph
+    if ticket.metadata.get("backbone") == "gat":
+        graph = graph.with_self_loops()  # they carry masks, see acefast.search.rounds.prepare_data
     kept = ticket.graph(graph)
-    touched = torch.zeros(graph.num_dst, dtype=torch.bool)
-    touched[kept.edge_index().flatten()] = True
-    before = torch.zeros(graph.num_dst, dtype=torch.bool)
-    before[graph.edge_index().flatten()] = True
     return {
         "dataset": name,
         "nodes": graph.num_dst,
         "edges": graph.num_edges,
         "edges_kept": kept.num_edges,
-        "isolated_before": int((~before).sum()),
-        "isolated": int((~touched).sum()),
+        "isolated_before": _isolated(graph),
+        "isolated": _isolated(kept),
     }
+
+
+def _isolated(graph) -> int:
+    """Nodes without an edge to or from another one."""
+    touched = torch.zeros(graph.num_dst, dtype=torch.bool)
+    source, destination = graph.edge_index()
+    apart = source != destination
+    touched[torch.cat([source[apart], destination[apart]])] = True
+    return int((~touched).sum())
 
 
 def _print_ticket(facts: dict) -> None:

@@ -4,11 +4,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import torch
+
 from acefast.data import Dataset
 from acefast.errors import InputError
 from acefast.pruning import Pattern, Ticket
 from acefast.search.config import SearchConfig, resolve_config
-from acefast.search.rounds import load_data, prepare, using_threads
+from acefast.search.rounds import load_data, prepare, prepare_data, using_threads
 from acefast.search.state import State
 
 NAMES = ("dataset", "backbone", "method", "preset")
@@ -38,21 +40,26 @@ def retrain_ticket(
     and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises InputError for a ticket
     that does not fit.
     """
-    config = _settings(ticket, seed, backbone)
+    found = _settings(ticket)
+    config = _deviate(found, seed, backbone)
     changes = {"device": device, "data_root": data_root, "dataset": dataset if isinstance(dataset, str) else None}
     config = dataclasses.replace(config, **{key: value for key, value in changes.items() if value})
     data = dataset if isinstance(dataset, Dataset) else load_data(config)
-    ticket.check_graph(data.graph)
-    own_backbone = config.backbone == ticket.metadata["backbone"]
-    own_start = own_backbone and config.seed == ticket.metadata["seed"]
+    ticket.check_graph(prepare_data(data, found).graph)
+    own_backbone = config.backbone == found.backbone
+    own_start = own_backbone and config.seed == found.seed
     began = time.perf_counter()
     with using_threads(config.threads):
         search = prepare(data, config, None, progress or (lambda event: None))
-        pattern = search.full().with_axis("edges", [ticket.edge_keep.to(search.data.device)])
         if own_backbone:
             ticket.check_model(search.model)
-            moved = {name: keep.to(search.data.device) for name, keep in ticket.weight_keep.items()}
-            pattern = Pattern(pattern.edges, moved)
+            pattern = Pattern(ticket.edge_keep, ticket.weight_keep)
+        else:
+            # Self-loops that a backbone adds follow the data's edges: another's are dropped, its own are all kept.
+            edges = torch.ones(search.data.graph.num_edges, dtype=torch.bool)
+            edges[: data.graph.num_edges] = ticket.edge_keep[: data.graph.num_edges]
+            pattern = search.full().with_axis("edges", [edges])
+        pattern = pattern.map(lambda keep: keep.to(search.data.device))
         if own_start:
             search.start = {name: value.to(search.data.device) for name, value in ticket.rewind.items()}
         fit = search.retrain(State(round=ticket.metadata["round"]), "retrain", pattern)
@@ -67,12 +74,16 @@ def retrain_ticket(
     }  # fmt: skip
 
 
-def _settings(ticket: Ticket, seed: int | None, backbone: str | None) -> SearchConfig:
-    """The configuration of the training."""
-    missing = {"settings", "round", "val", "test", "seed", "backbone"} - ticket.metadata.keys()
+def _settings(ticket: Ticket) -> SearchConfig:
+    """The configuration of the search that found the ticket."""
+    missing = {"settings", "round", "val", "test"} - ticket.metadata.keys()
     if missing:
         raise InputError(f"this ticket does not say its {min(missing)}: retrain one that acefast search has written")
-    found = SearchConfig.from_dict(ticket.metadata["settings"])
+    return SearchConfig.from_dict(ticket.metadata["settings"])
+
+
+def _deviate(found: SearchConfig, seed: int | None, backbone: str | None) -> SearchConfig:
+    """The configuration with another seed, and that of another backbone's preset with the search's own deviations."""
     if seed is not None:
         found = SearchConfig.from_dict({**found.to_dict(), "seed": seed})
     if backbone is None or backbone == found.backbone:

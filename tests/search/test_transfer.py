@@ -1,7 +1,6 @@
 """A ticket trained anew: the search's own numbers again, another seed, another backbone, and what does not fit."""
 
 from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from acefast.graph import Graph
 from acefast.pruning import Pattern, Ticket
 from acefast.random import named_seed
 from acefast.search import retrain_ticket
-from acefast.search.config import FIELDS
 from acefast.train import Schedule, train
 
 
@@ -47,18 +45,23 @@ def test_another_seed_starts_at_its_fresh_weights(tiny, run):
     assert (row["start"], row["seed"]) == ("fresh", 11)
 
 
-def test_another_backbone_takes_the_edges_alone(tiny, run, monkeypatch):
-    class Deep(nn.GCN):
-        def __init__(self, *args, layers, **kwargs):
-            super().__init__(*args, layers=layers + 1, **kwargs)
-
-    monkeypatch.setitem(nn.BACKBONES, "deep", Deep)
-    monkeypatch.setattr(FIELDS["backbone"], "type", Literal["gcn", "deep"])
+@pytest.mark.parametrize("backbone", ["gin", "gat"])
+def test_another_backbone_takes_the_edges_alone(tiny, run, backbone):
     ticket = run.ticket(2)
-    row = retrain_ticket(ticket, tiny, backbone="deep")
-    assert (row["backbone"], row["start"], row["epochs"]) == ("deep", "fresh", 6), "deviations from the preset stay"
-    assert (row["edges_kept"], row["edges_total"]) == ticket.counts["edges"]
-    assert row["weights_kept"] == row["weights_total"] == 30 * 8 + 8 * 8 + 8 * 3
+    row = retrain_ticket(ticket, tiny, backbone=backbone)
+    assert (row["backbone"], row["start"], row["epochs"]) == (backbone, "fresh", 6), "deviations from the preset stay"
+    loops = tiny.num_nodes if backbone == "gat" else 0  # gat's own self-loops are all kept
+    assert (row["edges_kept"], row["edges_total"]) == tuple(n + loops for n in ticket.counts["edges"])
+    assert row["weights_kept"] == row["weights_total"]
+
+
+def test_a_ticket_of_gat_leaves_its_loops_behind(tiny):
+    short = dict(mask_epochs=2, fix_epochs=3, hidden=8, heads=2, threads=1)
+    ticket = acefast.find_ticket(tiny, "gat", "ugs", rounds=1, axes="edges", **short).ticket(1)
+    assert retrain_ticket(ticket, tiny)["test"] == ticket.metadata["test"]
+    row = retrain_ticket(ticket, tiny, backbone="gcn", seed=4)
+    kept = int(ticket.edge_keep[: tiny.graph.num_edges].sum())
+    assert (row["edges_kept"], row["edges_total"]) == (kept, tiny.graph.num_edges)
 
 
 def test_what_does_not_fit_is_refused(tiny, run):
