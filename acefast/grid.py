@@ -171,7 +171,7 @@ class _Grid:
             self.complete.append(name)
             what = "complete"
         else:
-            self.failed[name] = search.error()
+            self.failed[name] = f"{search.error()} (see {search.log})"
             what = f"failed: {self.failed[name]}"
         place = f"[{len(self.complete) + len(self.failed)}/{len(self.runs)}]"
         self.say(f"{place} {name}: {what} ({clock(time.monotonic() - search.began)})")
@@ -200,9 +200,10 @@ class _Grid:
         before = f" ({self.found_complete} before)" if self.found_complete else ""
         self.say(f"{len(self.complete)} complete{before}, {len(self.failed)} failed, {left} left")
         for name, error in self.failed.items():
-            self.say(f"failed: {name}: {error} (see {self.out / 'logs' / name}.log)")
+            self.say(f"failed: {name}: {error}")
         if left or self.failed:
             self.say("the same command goes on with what is left and tries again what failed")
+        self.say(f"report: acefast report {self.out}")
         return FAILED if self.failed else LEFT if left else COMPLETE
 
 
@@ -224,7 +225,8 @@ class _Search:
     def update(self) -> int:
         """Draw the progress; returns the rounds finished since this process began."""
         done = max(self.done_before, self.folder.rounds_done())
-        text = f"round {min(done, self.run.config.rounds)}/{self.run.config.rounds}, {clock(time.monotonic() - self.began)}"
+        rounds = self.run.config.rounds
+        text = f"round {min(done, rounds)}/{rounds}, {clock(time.monotonic() - self.began)}"
         self.bars.update(self.task, completed=done, text=text)
         return done - self.done_before
 

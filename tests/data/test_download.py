@@ -22,7 +22,7 @@ def server(cora, monkeypatch):
     handler = functools.partial(Handler, directory=cora)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         running.paths = []
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=[0.02], daemon=True).start()
         monkeypatch.setattr(download, "SOURCE", f"http://127.0.0.1:{running.server_port}")
         monkeypatch.setenv("no_proxy", "*")
         yield running
