@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from acefast import cli
+from acefast.data import load_dataset
 from acefast.pruning.ticket import Ticket
 from acefast.search import SearchConfig
 
@@ -60,6 +61,18 @@ def test_inspect(finished, capsys):
     assert facts["edges"] == {"kept": 9528, "total": 10556, "sparsity": pytest.approx(9.7386, abs=1e-3)}
     assert facts["metadata"]["method"] == "ugs" and facts["graph"]["edges_kept"] == 9528
     assert sum(mask["kept"] for mask in facts["masks"].values()) == facts["weights"]["kept"] == 7373
+
+
+def test_inspect_knows_the_self_loops_of_gat(capsys, tmp_path):
+    graph = load_dataset("synthetic-cora").graph.with_self_loops()
+    source, destination = graph.edge_index()
+    keep = (source == destination) | ((source != 0) & (destination != 0))  # node 0 keeps its own loop alone
+    metadata = {"fingerprint": graph.fingerprint(), "dataset": "synthetic-cora", "backbone": "gat"}
+    Ticket(keep, {}, {}, metadata).save(tmp_path / "gat.safetensors")
+    assert cli.main(["inspect", str(tmp_path / "gat.safetensors"), "--dataset", "synthetic-cora", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["graph"]
+    assert (facts["edges"], facts["edges_kept"]) == (10556 + 2708, int(keep.sum()))
+    assert facts["isolated_before"] == 0 and facts["isolated"] >= 1
 
 
 def test_retrain(finished, capsys):
