@@ -1,4 +1,4 @@
-"""A ticket trained anew: the search's own numbers again, another seed, another backbone, and what does not fit."""
+"""What a search costs, and a ticket trained anew: the search's own numbers again, another seed, another backbone, and what does not fit."""
 
 from dataclasses import replace
 
@@ -19,6 +19,12 @@ from acefast.train import Schedule, train
 def run(tiny):
     short = dict(mask_epochs=4, fix_epochs=6, ace_epochs=2, ace_rounds=1, threads=1, seed=3)
     return acefast.find_ticket(tiny, "gcn", "ace", rounds=2, hidden=8, dropout=0.4, **short)
+
+
+def test_a_search_counts_its_epochs(run):
+    cost = [(line["stage"], line["epochs"]) for line in run.timings]
+    stages = [("imp", 4), ("ace-1", 2 + 2), ("candidate", 2), ("retrain", 6)]  # ace-1: retained and complement model
+    assert cost == [("dense", 6), *stages, *stages]
 
 
 def test_its_own_weights_repeat_the_search(tiny, run):
