@@ -12,7 +12,10 @@ from acefast.csr import CSR
 from acefast.errors import InputError
 from acefast.graph import Graph
 
-TASKS = {"node": ("accuracy",)}  # task -> its metrics
+# task -> its metrics, computed by `acefast.data.metrics`
+TASKS = {"node": ("accuracy",), "multilabel": ("rocauc",), "link": ("hits@20", "hits@50", "hits@100")}
+SPLITS = ("train", "val", "test")
+CHECKED_ROWS = 2**18  # rows of dense features looked at in one go
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,32 +24,43 @@ class Dataset:
 
     name         what reports call it
     graph        Graph with N nodes
-    x            features [N, num_features] float32, a CSR or a dense tensor
-    y            labels [N] int64 in [0, num_classes)
-    train, val, test   node numbers of the split, int64, no node in two of them
-    num_classes  number of classes
-    task         "node": classification of nodes
-    metric       "accuracy"
+    x            features [N, num_features] float32, a CSR or a dense tensor; None only where task is "link": a model then
+                 learns an embedding of each node
+    y            "node": labels [N] int64 in [0, num_classes), or -1 where a node of no split has none;
+                 "multilabel": [N, num_classes] float32 of 0, 1 and, where unknown, NaN; "link": None
+    train, val, test   the split: node numbers int64 [n], no node in two of them; of "link": edges int64 [n, 2], end points
+                 in a row
+    num_classes  number of classes; of "multilabel": of labels, each a task of its own; of "link": 0
+    task         "node": classes of nodes; "multilabel": several yes-or-no labels for each node; "link": whether two nodes
+                 are joined, `graph` holding the training edges alone
+    metric       accuracy (node); rocauc (multilabel), the mean over the labels; hits@20, hits@50 or hits@100 (link)
+    edge_attr    edge features [E, D] float32 by edge number, or None
+    val_neg, test_neg   "link": pairs int64 [n, 2] that val and test are ranked against; otherwise None
+    features     what x is, for reports: "given", or how it was made
 
     Raises InputError, in one sentence, for the first thing that does not fit.
     """
 
     name: str
     graph: Graph
-    x: CSR | Tensor
-    y: Tensor
+    x: CSR | Tensor | None
+    y: Tensor | None
     train: Tensor
     val: Tensor
     test: Tensor
     num_classes: int
     task: str = "node"
     metric: str = "accuracy"
+    edge_attr: Tensor | None = None
+    val_neg: Tensor | None = None
+    test_neg: Tensor | None = None
+    features: str = "given"
 
     def __post_init__(self):
         check(self)
 
     def __repr__(self):
-        split = "/".join(str(index.numel()) for index in (self.train, self.val, self.test))
+        split = "/".join(str(len(index)) for index in (self.train, self.val, self.test))
         return (
             f"Dataset({self.name!r}, nodes={self.num_nodes}, edges={self.graph.num_edges}, "
             f"features={self.num_features}, classes={self.num_classes}, split={split}, device={self.device})"
@@ -54,22 +68,25 @@ class Dataset:
 
     @property
     def num_nodes(self) -> int:
-        return self.y.numel()
+        return self.graph.num_dst
 
     @property
     def num_features(self) -> int:
-        return self.x.shape[1]
+        return 0 if self.x is None else self.x.shape[1]
 
     @property
     def device(self) -> torch.device:
-        return self.y.device
+        return self.graph.device
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the edges, features, labels, split and task, not of the name: what a run is bound to."""
         features = [self.x.rowptr, self.x.col.long(), self.x.value] if isinstance(self.x, CSR) else [self.x]
+        more = (self.edge_attr, self.val_neg, self.test_neg)
         digest = hashlib.sha256(f"{self.graph.fingerprint()} {self.num_classes} {self.task} {self.metric}".encode())
-        for array in (*features, self.y, self.train, self.val, self.test):
+        for array in (*features, self.y, self.train, self.val, self.test, *more):
+            if array is None:
+                continue
             digest.update(f" {array.dtype} {list(array.shape)} ".encode())
             digest.update(array.detach().cpu().contiguous().numpy())
         return digest.hexdigest()
@@ -135,12 +152,16 @@ class Dataset:
         if torch.device(device) == self.device:
             return self
         moved = copy.copy(self)
-        fields = ("graph", "x", "y", "train", "val", "test")
-        vars(moved).update({field: getattr(self, field).to(device) for field in fields})
+        for field, value in vars(self).items():
+            if isinstance(value, Graph | CSR | Tensor):
+                vars(moved)[field] = value.to(device)
         return moved
 
     def with_row_normalized_features(self) -> "Dataset":
-        """Features divided by their row's sum, x_ij / Σ_k x_ik; a row that sums to 0 becomes 0 (as GCN and UGS do)."""
+        """Features divided by their row's sum, x_ij / Σ_k x_ik; a row that sums to 0 becomes 0 (as GCN and UGS do). A dataset
+        without features stays as it is."""
+        if self.x is None:
+            return self
         if isinstance(self.x, CSR):
             total = torch.zeros(self.x.shape[0], dtype=torch.float64, device=self.device)
             total.index_add_(0, self.x.rows(), self.x.value.double())
@@ -166,41 +187,70 @@ def check(data: Dataset) -> None:
 
     if not isinstance(data.graph, Graph):
         refuse(f"graph must be an acefast.Graph, got {type(data.graph).__name__}")
-    if not isinstance(data.x, CSR | Tensor):
+    if not isinstance(data.x, CSR | Tensor) and (data.x is not None or data.task != "link"):
         refuse(f"x must be a tensor or an acefast.CSR, got {type(data.x).__name__}")
-    for field in ("y", "train", "val", "test"):
-        value = getattr(data, field)
-        if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 1:
-            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            refuse(f"{field} must be an int64 vector, got {got}")
-    for field in ("graph", "x", "train", "val", "test"):
-        device = getattr(data, field).device
-        if device != data.y.device:
-            refuse(f"all arrays must be on one device, got {field} on {device} and y on {data.y.device}")
     if data.metric not in TASKS.get(data.task, ()):
         known = ", ".join(f"{task} with {metric}" for task, metrics in TASKS.items() for metric in metrics)
         refuse(f"task {data.task!r} with metric {data.metric!r} is not known, expected {known}")
+    link = data.task == "link"
+    pairs = (*SPLITS, "val_neg", "test_neg") if link else SPLITS
+    for field in (*pairs, "y") if data.task == "node" else pairs:
+        value = getattr(data, field)
+        if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 1 + (link and field != "y"):
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            refuse(f"{field} must be an int64 {'matrix [n, 2]' if link else 'vector'}, got {got}")
+    for field, value in vars(data).items():
+        if isinstance(value, CSR | Tensor) and value.device != data.graph.device:
+            refuse(f"all arrays must be on one device, got {field} on {value.device} and graph on {data.graph.device}")
 
     n, sources = data.graph.num_dst, data.graph.num_src
     if n != sources:
         refuse(f"the graph must have one set of nodes, got {sources} sources and {n} destinations")
-    if len(data.x.shape) != 2 or data.x.shape[0] != n or data.x.shape[1] < 1:
-        refuse(f"x must be [{n}, at least 1], one row a node, got {list(data.x.shape)}")
-    if data.x.dtype != torch.float32:
-        refuse(f"x must be float32, got {data.x.dtype}")
-    finite = torch.isfinite(data.x.value if isinstance(data.x, CSR) else data.x)
-    if not bool(finite.all()):
-        refuse(f"features must be finite, got {int((~finite).sum())} that are NaN or infinite")
+    if data.x is not None:
+        if len(data.x.shape) != 2 or data.x.shape[0] != n or data.x.shape[1] < 1:
+            refuse(f"x must be [{n}, at least 1], one row a node, got {list(data.x.shape)}")
+        if data.x.dtype != torch.float32:
+            refuse(f"x must be float32, got {data.x.dtype}")
+        if infinite := _count_infinite(data.x.value if isinstance(data.x, CSR) else data.x):
+            refuse(f"features must be finite, got {infinite} that are NaN or infinite")
+    if data.edge_attr is not None:
+        if not isinstance(data.edge_attr, Tensor):
+            refuse(f"edge_attr must be a tensor or None, got {type(data.edge_attr).__name__}")
+        edges, shape = data.graph.num_edges, list(data.edge_attr.shape)
+        if len(shape) != 2 or shape[0] != edges or shape[1] < 1 or data.edge_attr.dtype != torch.float32:
+            refuse(f"edge_attr must be float32 [{edges}, at least 1], one row an edge, got {data.edge_attr.dtype} {shape}")
+        if infinite := _count_infinite(data.edge_attr):
+            refuse(f"edge features must be finite, got {infinite} that are NaN or infinite")
 
-    if data.y.numel() != n:
-        refuse(f"y must have one label for each of the {n} nodes, got {data.y.numel()}")
-    if not isinstance(data.num_classes, int) or data.num_classes < 2:
-        refuse(f"num_classes must be an integer of at least 2, got {data.num_classes!r}")
-    if n and not 0 <= int(data.y.min()) <= int(data.y.max()) < data.num_classes:
-        refuse(f"labels must lie in [0, {data.num_classes}), got [{int(data.y.min())}, {int(data.y.max())}]")
+    if link:
+        if data.y is not None or data.num_classes != 0:
+            refuse("a link task has no labels, expected y None and num_classes 0")
+        for field in pairs:
+            value = getattr(data, field)
+            if not value.numel() or value.shape[1] != 2:
+                refuse(f"{field} must be pairs of nodes [at least 1, 2], got {list(value.shape)}")
+            low, high = int(value.min()), int(value.max())
+            if low < 0 or high >= n:
+                refuse(f"{field} names node {low if low < 0 else high}, nodes are 0 to {n - 1}")
+        return
+
+    least = 2 if data.task == "node" else 1
+    if not isinstance(data.num_classes, int) or data.num_classes < least:
+        refuse(f"num_classes must be an integer of at least {least}, got {data.num_classes!r}")
+    if data.task == "node":
+        if data.y.numel() != n:
+            refuse(f"y must have one label for each of the {n} nodes, got {data.y.numel()}")
+        if n and not -1 <= int(data.y.min()) <= int(data.y.max()) < data.num_classes:
+            refuse(f"labels must lie in [0, {data.num_classes}), got [{int(data.y.min())}, {int(data.y.max())}]")
+    else:
+        got = f"{data.y.dtype} {list(data.y.shape)}" if isinstance(data.y, Tensor) else type(data.y).__name__
+        if got != f"torch.float32 {[n, data.num_classes]}":
+            refuse(f"y must be float32 [{n}, {data.num_classes}], got {got}")
+        if not bool(((data.y == 0) | (data.y == 1) | data.y.isnan()).all()):
+            refuse("labels must be 0, 1 or, where unknown, NaN")
 
     owner = torch.zeros(n, dtype=torch.int8, device=data.device)
-    for mark, field in enumerate(("train", "val", "test"), 1):
+    for mark, field in enumerate(SPLITS, 1):
         index = getattr(data, field)
         if not index.numel():
             refuse(f"the {field} split is empty")
@@ -213,3 +263,11 @@ def check(data: Dataset) -> None:
         owner[index] = mark
         if int((owner == mark).sum()) != index.numel():
             refuse(f"the {field} split names a node twice")
+        if data.task == "node" and int(data.y[index].min()) < 0:
+            bad = int(index[data.y[index].argmin()])
+            refuse(f"labels must lie in [0, {data.num_classes}), got -1 for node {bad} of the {field} split")
+
+
+def _count_infinite(x: Tensor) -> int:
+    """Number of elements that are NaN or infinite, without a temporary of the size of x."""
+    return sum(int((~torch.isfinite(rows)).sum()) for rows in x.split(CHECKED_ROWS))
