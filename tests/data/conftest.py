@@ -39,3 +39,17 @@ def refusal():
         return text
 
     return call
+
+
+@pytest.fixture(scope="session")
+def ogb() -> Path:
+    """Folder of the data sets in OGB's layout; read-only, so tests name another folder for what is made of them."""
+    folder = DATA / "ogb"
+    if not folder.is_dir():
+        pytest.skip(f"no OGB data sets in {folder} (set ACEFAST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")

@@ -96,10 +96,55 @@ def test_refused(changes, said, refusal):
     assert said in refusal(small, **changes)
 
 
+def link(**changes) -> Dataset:
+    pairs = {field: torch.tensor([[0, 1], [2, 4]]) for field in ("train", "val", "test", "val_neg", "test_neg")}
+    return small(**{**pairs, "x": None, "y": None, "num_classes": 0, "task": "link", "metric": "hits@20", **changes})
+
+
+def labelled(**changes) -> Dataset:
+    y = torch.tensor([[0.0, 1], [1, 1], [float("nan"), 0], [0, 0], [1, 0]])
+    return small(**{"y": y, "task": "multilabel", "metric": "rocauc", "edge_attr": torch.ones(4, 3), **changes})
+
+
+def test_other_tasks():
+    data = link()
+    assert (data.num_nodes, data.num_features, data.device.type) == (5, 0, "cpu") and "split=2/2/2" in repr(data)
+    assert data.with_row_normalized_features() is data
+    assert data.fingerprint != link(val_neg=torch.tensor([[0, 2]])).fingerprint
+    assert labelled().fingerprint != labelled(edge_attr=torch.zeros(4, 3)).fingerprint
+    moved = labelled().to("meta")
+    assert moved.y.device.type == moved.edge_attr.device.type == "meta"
+    assert small(y=torch.tensor([0, 1, 0, -1, 1])).y[3] == -1  # in no split
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "said"),
+    [
+        (link, dict(metric="accuracy"), "link with hits@50"),
+        (link, dict(y=torch.zeros(5)), "a link task has no labels"),
+        (link, dict(num_classes=2), "a link task has no labels"),
+        (link, dict(train=torch.tensor([0, 1])), "train must be an int64 matrix [n, 2], got torch.int64 [2]"),
+        (link, dict(val_neg=None), "val_neg must be an int64 matrix [n, 2], got NoneType"),
+        (link, dict(test=torch.zeros(0, 2, dtype=torch.long)), "test must be pairs of nodes [at least 1, 2], got [0, 2]"),
+        (link, dict(test_neg=torch.tensor([[0, 5]])), "test_neg names node 5, nodes are 0 to 4"),
+        (small, dict(x=None), "x must be a tensor or an acefast.CSR, got NoneType"),
+        (labelled, dict(y=torch.zeros(5, 3)), "y must be float32 [5, 2], got torch.float32 [5, 3]"),
+        (labelled, dict(y=None), "y must be float32 [5, 2], got NoneType"),
+        (labelled, dict(y=torch.full((5, 2), 0.5)), "labels must be 0, 1 or, where unknown, NaN"),
+        (labelled, dict(edge_attr=torch.ones(5, 3)), "edge_attr must be float32 [4, at least 1], one row an edge"),
+        (labelled, dict(edge_attr=torch.full((4, 3), float("inf"))), "edge features must be finite, got 12"),
+        (labelled, dict(edge_attr=1), "edge_attr must be a tensor or None, got int"),
+    ],
+)
+def test_other_tasks_refused(make, changes, said, refusal):
+    assert said in refusal(make, **changes)
+
+
 def test_registry(refusal):
-    assert DATASETS == ("cora", "citeseer", "pubmed", "synthetic-cora")
+    on_disk = ("cora", "citeseer", "pubmed", "ogbn-arxiv", "ogbn-proteins", "ogbn-products", "ogbn-papers100M", "ogbl-collab", "ogbl-ddi")
+    assert DATASETS == (*on_disk, "synthetic-cora")
     assert load_dataset("synthetic-cora").name == "synthetic-cora"
     text = refusal(load_dataset, "Cora")
     assert "'Cora'" in text and all(name in text for name in DATASETS)
-    for name in DATASETS[:-1]:
+    for name in on_disk:
         assert "--data-root" in refusal(load_dataset, name)
