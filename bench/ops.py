@@ -410,7 +410,7 @@ def memory_groups(options) -> Iterator[list[Row]]:
     not E x F."""
     nodes = max(16, round(MEMORY_NODES * (options.scale or 1.0)))
     for degree in MEMORY_DEGREES:
-        g = Graph.from_edge_index(graphs.power_law(nodes, nodes * degree, 0.25, options.device), nodes)
+        g = graphs.power_law(nodes, nodes * degree, 0.25, options.device)
         inputs = Inputs(options)
         width = options.features
         given = (

@@ -100,6 +100,11 @@ def directed(src: np.ndarray, dst: np.ndarray, n: int) -> dict:
     return {"rowptr": rowptr, "col": col, "colptr": colptr, "row": row, "ceid": ceid, "loops": loops, "raw": by_dst.data}
 
 
+def of_raw(value: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """Rows [E, D] of the edges from those of the raw edges, value [R, D]."""
+    return torch.from_numpy(value).index_select(0, torch.from_numpy(raw)).numpy()
+
+
 def to_graph(arrays: dict) -> Graph:
     """The Graph of `arrays` (numpy arrays or tensors), which it shares. Raises InputError where they describe none."""
     arrays = {name: torch.as_tensor(array) for name, array in arrays.items()}

@@ -160,7 +160,7 @@ def _read(name: str, folder: Path, layout: Layout, loops: bool) -> dict[str, np.
         arrays = edges.undirected(low, high, n, number=number if layout.edge_attr else None, double_loops=True)
     raw = arrays.pop("raw", None)
     if layout.edge_attr:
-        data["edge_attr"] = read_csv(folder / "raw" / f"{layout.edge_attr}.csv.gz", num_rows, np.float32)[raw]
+        data["edge_attr"] = edges.of_raw(read_csv(folder / "raw" / f"{layout.edge_attr}.csv.gz", num_rows, np.float32), raw)
     return data | arrays
 
 

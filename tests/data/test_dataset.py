@@ -142,7 +142,8 @@ def test_other_tasks_refused(make, changes, said, refusal):
 
 def test_registry(refusal):
     on_disk = ("cora", "citeseer", "pubmed", "ogbn-arxiv", "ogbn-proteins", "ogbn-products", "ogbn-papers100M", "ogbl-collab", "ogbl-ddi")
-    assert DATASETS == (*on_disk, "synthetic-cora")
+    twins = ("ogbn-arxiv", "ogbn-proteins", "ogbn-products", "reddit", "ogbl-collab", "ogbl-ddi")
+    assert DATASETS == (*on_disk, "synthetic-cora", *(f"twin:{name}" for name in twins))
     assert load_dataset("synthetic-cora").name == "synthetic-cora"
     text = refusal(load_dataset, "Cora")
     assert "'Cora'" in text and all(name in text for name in DATASETS)

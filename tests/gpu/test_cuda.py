@@ -149,7 +149,7 @@ def case(name: str, graph: Graph, features: int, dtype=torch.float32):
 
 def twin(nodes=3000, edges=60_000) -> Graph:
     """Large enough for many blocks and for rows that are cut."""
-    return Graph.from_edge_index(power_law(nodes, edges, 0.6, "cpu"), nodes)
+    return power_law(nodes, edges, 0.6, "cpu")
 
 
 @pytest.mark.parametrize("selection", [False, True], ids=["flags", "selection"])
