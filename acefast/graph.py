@@ -156,8 +156,12 @@ class Graph:
     def to(self, device) -> "Graph":
         if torch.device(device) == self.device:
             return self
-        moved = (None if t is None else t.to(device) for t in (*self.arrays, self.edge_ids, self._self_loops))
-        return _graph_of(tuple(moved), None)
+        parts = (*self.arrays, self.edge_ids, self._self_loops, self._reverse_edges)
+        moved = {id(t): t.to(device) for t in parts if t is not None}  # an undirected graph has the same arrays both ways
+        *parts, reverse = (None if t is None else moved[id(t)] for t in parts)
+        g = _graph_of(parts, None)
+        g._reverse_edges = reverse
+        return g
 
     def self_loops(self) -> Tensor:
         """The self-loops among the edges, int64 [2, L]: edge numbers (row 0) and nodes (row 1)."""

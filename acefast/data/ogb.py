@@ -107,11 +107,9 @@ def load_ogb(
     elif layout.node_features is None:
         x, features = None, "none"
     else:
-        file = "data.npz" if layout.binary else f"{layout.node_features}.csv.gz"
-        if not (folder / "raw" / file).is_file():
-            raise InputError(f"{name}: {folder / 'raw' / file} is missing, fetch it or take an embedding of the graph (--features fastrp)")
-        feature_key = _identity(key, folder, [f"raw/{file}"])
-        x = cached(store, "node-feat", feature_key, lambda: _node_features(folder / "raw" / file, layout, data, graph.num_dst))["x"]
+        path = _feature_file(name, folder, layout)
+        feature_key = _identity(key, folder, [f"raw/{path.name}"])
+        x = cached(store, "node-feat", feature_key, lambda: _node_features(path, layout, data, graph.num_dst))["x"]
         features = "given" if layout.task != "multilabel" else "sums of edge features, species"
     multilabel = layout.task == "multilabel"
     return Dataset(
@@ -135,6 +133,9 @@ def read_edges(name: str, folder: Path) -> tuple[np.ndarray, int]:
     else:
         num_nodes, num_edges = (int(read_csv(raw / f"num-{of}-list.csv.gz", 1, np.int64)[0, 0]) for of in ("node", "edge"))
         file = raw / "edge.csv.gz"
+        for of, count in (("node", num_nodes), ("edge", num_edges)):
+            if not 0 < count < 2**31:
+                raise InputError(f"{raw / f'num-{of}-list.csv.gz'} says {count}, expected a number of {of}s below 2^31, fetch it anew")
         rows = read_csv(file, num_edges, np.int32)
     if rows.ndim != 2 or rows.shape[1] != 2:
         raise InputError(f"{file} must hold pairs of nodes, got {list(rows.shape)}")
@@ -165,11 +166,16 @@ def _read(name: str, folder: Path, layout: Layout, loops: bool) -> dict[str, np.
 
 
 def _labels(folder: Path, layout: Layout, n: int) -> dict[str, np.ndarray]:
+    multilabel = layout.task == "multilabel"
     if layout.binary:
-        y = read_npz(folder / "raw" / "node-label.npz", "node_label", np.float32).reshape(n, -1)
+        path = folder / "raw" / "node-label.npz"
+        y = read_npz(path, "node_label", np.float32)
+        if y.size != n or (y != np.floor(y))[~np.isnan(y)].any():
+            raise InputError(f"{path} must hold one whole number or NaN for each of the {n} nodes, and does not")
+        y = np.where(np.isnan(y), -1, y).astype(np.int64).reshape(n, 1)
     else:
-        y = read_csv(folder / "raw" / "node-label.csv.gz", n, np.float32)
-    data = {"y": y if layout.task == "multilabel" else np.where(np.isnan(y[:, 0]), -1, y[:, 0]).astype(np.int64)}
+        y = read_csv(folder / "raw" / "node-label.csv.gz", n, np.float32 if multilabel else np.int64)
+    data = {"y": y if multilabel else y[:, 0].copy()}
     for field, part in PARTS:
         data[field] = read_csv(folder / "split" / layout.split / f"{part}.csv.gz", None, np.int64)[:, 0]
     return data
@@ -189,6 +195,16 @@ def _split(folder: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
                 raise InputError(f"{path} must hold pairs of nodes as {key}, and does not")
             data[field + suffix] = arrays[key].astype(np.int64)
     return data
+
+
+def _feature_file(name: str, folder: Path, layout: Layout) -> Path:
+    names = ["data.npz"] if layout.binary else [f"{layout.node_features}.csv.gz"]
+    names += ["species.csv.gz"] if layout.task == "multilabel" else []  # as OGB's archive has it; its own reader renames it
+    path = next((folder / "raw" / file for file in names if (folder / "raw" / file).is_file()), None)
+    if path is None:
+        missing = folder / "raw" / names[0]
+        raise InputError(f"{name}: {missing} is missing, fetch it or take an embedding of the graph (--features fastrp)")
+    return path
 
 
 def _node_features(path: Path, layout: Layout, data: dict, n: int) -> dict[str, np.ndarray]:

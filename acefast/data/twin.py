@@ -23,9 +23,9 @@ ROWS = 2**14  # of features in one piece
 @dataclass(frozen=True)
 class Twin:
     """What a data set is like. `pairs` are undirected edges, in link prediction those of the training graph; the degrees fall as
-    rank^-exponent, which gives about the real largest degree, or as (1 - rank/nodes)^-exponent if that is negative. A share
-    `homophily` of the edges stays within one of
-    `communities` (fewer where those would be too small), and a share `noise` of the nodes has a label drawn at random."""
+    rank^-exponent, which gives about the real largest degree, or, where the exponent is negative, as (1 - rank/nodes)^-exponent.
+    A share `homophily` of the edges stays within one of `communities` (fewer where those would be too small), and a share
+    `noise` of the nodes has a label drawn at random."""
 
     task: str
     metric: str
@@ -165,11 +165,10 @@ def draw_pairs(
     """(low, high, community): `pairs` distinct pairs of n nodes, int32, low < high, sorted by (low, high), at least one at each
     node, and each node's community, int64 [n].
 
-    Node ranks are a random permutation; the end points of a pair are drawn with probability ~ rank^-exponent, or, of a negative
-    exponent, ~ (1 - rank/n)^-exponent; the second with
-    probability `homophily` from the community of the first; rank r belongs to community r mod `communities`, so that
-    all of them have the same degrees. The nodes of a community are also joined in a chain. No more than half of all pairs are
-    drawn, and no fewer than the chains'.
+    Node ranks are a random permutation. The ends of a pair are drawn with probability ~ rank^-exponent, or, where the exponent is
+    negative, ~ (1 - rank/n)^-exponent; with probability `homophily` the second end comes from the community of the first. Rank
+    r belongs to community r mod `communities`, so that all have the same degrees, and the nodes of each are joined in a chain.
+    There are no more pairs than half of all that n nodes have, and no fewer than the chains have.
     """
     pairs = min(pairs, n * (n - 1) // 4)
     node = _stream(seed, "ranks").permutation(n).astype(np.int32)  # of each rank

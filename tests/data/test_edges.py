@@ -60,6 +60,11 @@ def test_directed(n, count):
     assert np.array_equal(arrays["raw"], order)
 
 
+def test_moving_keeps_what_is_shared():
+    g = edges.to_graph(edges.undirected_simple(*raw(0, 9, 30), 9, add_self_loops=True)).to("meta")
+    assert g.row is g.col and g.colptr is g.rowptr and g.reverse_edges() is g.ceid and g.device.type == "meta"
+
+
 def test_refused(refusal):
     arrays = edges.undirected_simple(*raw(0, 9, 30), 9, add_self_loops=False)
     for name, change in [("col", 1), ("col", -9), ("ceid", 60), ("rowptr", 1), ("loops", 99)]:

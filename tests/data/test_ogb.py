@@ -158,6 +158,14 @@ def test_proteins(small):
     assert data.features == "sums of edge features, species"
 
 
+def test_proteins_with_species_as_the_archive_names_them(small):
+    files = small("ogbn-proteins")
+    raw = files.folder / "raw"
+    wanted = files.load().x
+    (raw / "node_species.csv.gz").rename(raw / "species.csv.gz")
+    assert torch.equal(files.load().x, wanted) and (raw / "species.csv.gz").exists()
+
+
 def test_products(small):
     files = small("ogbn-products")
     data = files.load()
@@ -265,6 +273,10 @@ def test_stored_arrays_that_are_no_graph_are_refused(small, refusal):
         ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "node-label.csv.gz", f.y + 46), "labels must lie in [0, 47)"),
         ("ogbn-products", lambda f: write_csv(f.folder / "split" / "sales_ranking" / "test.csv.gz", [40]), "names node 40"),
         ("ogbn-proteins", lambda f: write_csv(f.folder / "raw" / "edge-feat.csv.gz", f.edge_attr[1:]), "has 129 rows, expected 130"),
+        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "node-label.csv.gz", f.y + 0.5), "must hold integers"),
+        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "num-edge-list.csv.gz", [2**40]), "expected a number of edges below 2^31"),
+        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "num-node-list.csv.gz", [-1]), "says -1, expected a number of nodes"),
+        ("ogbn-papers100M", lambda f: np.savez(f.folder / "raw" / "node-label.npz", node_label=f.y + 0.5), "one whole number or NaN"),
         ("ogbn-papers100M", lambda f: (f.folder / "raw" / "data.npz").write_bytes(b"PK"), "data.npz is damaged"),
         ("ogbn-papers100M", lambda f: np.savez(f.folder / "raw" / "node-label.npz", y=f.y), "has no array node_label"),
         ("ogbl-ddi", lambda f: (f.folder / "split" / "target" / "valid.pt").unlink(), "valid.pt cannot be read"),
