@@ -31,7 +31,9 @@ def cached(folder: Path | None, name: str, key: str, make: Callable[[], dict[str
             arrays = _store(entry, key, made)
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            warnings.warn(f"{folder} cannot be written ({reason}), so {name} will be made anew at each start", stacklevel=2)
+            warnings.warn(
+                f"{folder} cannot be written ({reason}), so {name} will be made anew at each start", stacklevel=2
+            )
             arrays = made
     return _tensors(arrays)
 

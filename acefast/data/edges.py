@@ -52,7 +52,9 @@ def sorted_pairs(a: np.ndarray, b: np.ndarray, n: int) -> tuple[np.ndarray, np.n
     return _rows(by_low.indptr), by_low.indices, by_low.data
 
 
-def undirected(low: np.ndarray, high: np.ndarray, n: int, *, number: np.ndarray | None = None, double_loops: bool = False) -> dict:
+def undirected(
+    low: np.ndarray, high: np.ndarray, n: int, *, number: np.ndarray | None = None, double_loops: bool = False
+) -> dict:
     """Arrays of the undirected graph of the pairs (int32 [P], sorted by (low, high), low <= high): both directions of each,
     repeats kept. A pair of one node is one self-loop, or two with `double_loops`. `number` [P] gives `raw`."""
     # The edges into node i are the pairs with high = i (`below`), by low, and after them those with low = i, by high.
@@ -71,7 +73,12 @@ def undirected(low: np.ndarray, high: np.ndarray, n: int, *, number: np.ndarray 
     if double_loops:
         loops = np.sort(np.concatenate((loops, below_slot[below == high[pair]])))
     ceid[loops] = loops
-    arrays = {"rowptr": above_ptr + below_ptr, "col": col, "ceid": ceid, "loops": np.stack((loops, col[loops])).astype(np.int64)}
+    arrays = {
+        "rowptr": above_ptr + below_ptr,
+        "col": col,
+        "ceid": ceid,
+        "loops": np.stack((loops, col[loops])).astype(np.int64),
+    }
     if number is not None:
         arrays["raw"] = np.empty(num_edges, dtype=number.dtype)
         arrays["raw"][above_slot], arrays["raw"][below_slot] = number, number[pair]
@@ -97,7 +104,15 @@ def directed(src: np.ndarray, dst: np.ndarray, n: int) -> dict:
     colptr, row, ceid = _transposed(rowptr, col, _numbers(len(col)))
     loops = np.flatnonzero(col == _rows(rowptr))
     loops = np.stack((loops, col[loops])).astype(np.int64)
-    return {"rowptr": rowptr, "col": col, "colptr": colptr, "row": row, "ceid": ceid, "loops": loops, "raw": by_dst.data}
+    return {
+        "rowptr": rowptr,
+        "col": col,
+        "colptr": colptr,
+        "row": row,
+        "ceid": ceid,
+        "loops": loops,
+        "raw": by_dst.data,
+    }
 
 
 def of_raw(value: np.ndarray, raw: np.ndarray) -> np.ndarray:
@@ -106,10 +121,12 @@ def of_raw(value: np.ndarray, raw: np.ndarray) -> np.ndarray:
 
 
 def to_graph(arrays: dict) -> Graph:
-    """The Graph of `arrays` (numpy arrays or tensors), which it shares. Raises InputError where they describe none."""
-    arrays = {name: torch.as_tensor(array) for name, array in arrays.items()}
-    rowptr, col, ceid, loops = (arrays[name] for name in ("rowptr", "col", "ceid", "loops"))
-    colptr, row = arrays.get("colptr", rowptr), arrays.get("row", col)
+    """The Graph of `arrays` (numpy arrays or tensors, others beside them), which it shares. Raises InputError where they
+    describe none."""
+    rowptr, col, ceid, loops = (torch.as_tensor(arrays[name]) for name in ("rowptr", "col", "ceid", "loops"))
+    colptr, row = rowptr, col
+    if "row" in arrays:
+        colptr, row = torch.as_tensor(arrays["colptr"]), torch.as_tensor(arrays["row"])
     n, num_edges = rowptr.numel() - 1, col.numel()
     fit = row.numel() == ceid.numel() == num_edges
     for ptr in {id(ptr): ptr for ptr in (rowptr, colptr)}.values():

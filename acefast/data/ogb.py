@@ -48,7 +48,7 @@ class Layout:
             raw += ["node-label.csv.gz"] if self.task != "link" else []
             raw += [f"{self.edge_attr}.csv.gz"] if self.edge_attr else []
         ending = "pt" if self.task == "link" else "csv.gz"
-        return [f"raw/{name}" for name in raw] + [f"split/{self.split}/{part}.{ending}" for part in ("train", "valid", "test")]
+        return [f"raw/{name}" for name in raw] + [f"split/{self.split}/{part}.{ending}" for _, part in PARTS]
 
 
 OGB = {
@@ -101,7 +101,7 @@ def load_ogb(
 
     kind = "graph-with-self-loops" if loops else "graph"
     data = cached(store, kind, key, lambda: _read(name, folder, layout, loops))
-    graph = edges.to_graph({field: data[field] for field in ("rowptr", "col", "ceid", "loops", "colptr", "row") if field in data})
+    graph = edges.to_graph(data)
     if features == "fastrp":
         x = cached(store, f"fastrp-{seed}", key, lambda: {"x": fastrp(graph, seed).numpy()})["x"]
     elif layout.node_features is None:
@@ -131,11 +131,15 @@ def read_edges(name: str, folder: Path) -> tuple[np.ndarray, int]:
         rows = read_npz(raw / "data.npz", "edge_index", np.int32).T
         num_nodes, file = int(read_npz(raw / "data.npz", "num_nodes_list", np.int64)[0]), raw / "data.npz"
     else:
-        num_nodes, num_edges = (int(read_csv(raw / f"num-{of}-list.csv.gz", 1, np.int64)[0, 0]) for of in ("node", "edge"))
+        num_nodes, num_edges = (
+            int(read_csv(raw / f"num-{of}-list.csv.gz", 1, np.int64)[0, 0]) for of in ("node", "edge")
+        )
         file = raw / "edge.csv.gz"
         for of, count in (("node", num_nodes), ("edge", num_edges)):
             if not 0 < count < 2**31:
-                raise InputError(f"{raw / f'num-{of}-list.csv.gz'} says {count}, expected a number of {of}s below 2^31, fetch it anew")
+                raise InputError(
+                    f"{raw / f'num-{of}-list.csv.gz'} says {count}, expected a number of {of}s below 2^31, fetch it anew"
+                )
         rows = read_csv(file, num_edges, np.int32)
     if rows.ndim != 2 or rows.shape[1] != 2:
         raise InputError(f"{file} must hold pairs of nodes, got {list(rows.shape)}")
@@ -161,7 +165,8 @@ def _read(name: str, folder: Path, layout: Layout, loops: bool) -> dict[str, np.
         arrays = edges.undirected(low, high, n, number=number if layout.edge_attr else None, double_loops=True)
     raw = arrays.pop("raw", None)
     if layout.edge_attr:
-        data["edge_attr"] = edges.of_raw(read_csv(folder / "raw" / f"{layout.edge_attr}.csv.gz", num_rows, np.float32), raw)
+        edge_attr = read_csv(folder / "raw" / f"{layout.edge_attr}.csv.gz", num_rows, np.float32)
+        data["edge_attr"] = edges.of_raw(edge_attr, raw)
     return data | arrays
 
 
@@ -199,11 +204,14 @@ def _split(folder: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 def _feature_file(name: str, folder: Path, layout: Layout) -> Path:
     names = ["data.npz"] if layout.binary else [f"{layout.node_features}.csv.gz"]
-    names += ["species.csv.gz"] if layout.task == "multilabel" else []  # as OGB's archive has it; its own reader renames it
+    # OGB's archive of ogbn-proteins calls it species.csv.gz, and its reader renames it.
+    names += ["species.csv.gz"] if layout.task == "multilabel" else []
     path = next((folder / "raw" / file for file in names if (folder / "raw" / file).is_file()), None)
     if path is None:
         missing = folder / "raw" / names[0]
-        raise InputError(f"{name}: {missing} is missing, fetch it or take an embedding of the graph (--features fastrp)")
+        raise InputError(
+            f"{name}: {missing} is missing, fetch it or take an embedding of the graph (--features fastrp)"
+        )
     return path
 
 
@@ -244,7 +252,9 @@ def _download(name: str, folder: Path) -> Path:
     """`folder`, filled with what the address in ogb's table of data sets holds; whole or not at all."""
     package = importlib.util.find_spec("ogb")
     if package is None:
-        raise InputError(f"{name} is not on disk and cannot be fetched without the package ogb, install it (pip install ogb)")
+        raise InputError(
+            f"{name} is not on disk and cannot be fetched without the package ogb, install it (pip install ogb)"
+        )
     kind = "linkproppred" if OGB[name].task == "link" else "nodeproppred"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +267,9 @@ def _download(name: str, folder: Path) -> Path:
     except Exception as error:
         # ogb turns whatever goes wrong, an interruption too, into exceptions of any kind.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{name} could not be fetched into {folder} ({reason}), check the network and the space on the disk") from None
+        raise InputError(
+            f"{name} could not be fetched into {folder} ({reason}), check the network and the space on the disk"
+        ) from None
     return folder
 
 
@@ -266,7 +278,10 @@ def _store(folder: Path, cache: str | Path | None) -> Path | None:
     if cache is not None:
         return Path(cache) / folder.name
     if not folder.stat().st_mode & 0o222 or not os.access(folder, os.W_OK):
-        warnings.warn(f"{folder} is read-only, so its graph will be made anew at each start: name a folder for it (cache)", stacklevel=4)
+        warnings.warn(
+            f"{folder} is read-only, so its graph will be made anew at each start: name a folder for it (cache)",
+            stacklevel=4,
+        )
         return None
     return folder / "acefast"
 

@@ -81,11 +81,15 @@ def _parsed(path: Path, text: bytes, columns: int, done: int, dtype: np.dtype) -
     separators = text.translate(None, _NOT_SEPARATORS)
     rows = text.count(b"\n")
     if separators != (b"," * (columns - 1) + b"\n") * rows:
-        raise InputError(f"{path} must have {columns} numbers in each row, and has not in rows {done + 1} to {done + rows}")
+        raise InputError(
+            f"{path} must have {columns} numbers in each row, and has not in rows {done + 1} to {done + rows}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # what numpy before 2.3 gives in place of a ValueError
-            numbers = np.fromstring(text.translate(_TO_SPACES), dtype=np.int64 if dtype.kind == "i" else np.float64, sep=" ")
+            numbers = np.fromstring(
+                text.translate(_TO_SPACES), dtype=np.int64 if dtype.kind == "i" else np.float64, sep=" "
+            )
     except (ValueError, DeprecationWarning):
         numbers = np.empty(0)
     if numbers.size != rows * columns:

@@ -44,20 +44,38 @@ class Twin:
 
 
 TWINS = {
-    "ogbn-arxiv": Twin("node", "accuracy", 169_343, 1_157_799, 0.65, (90_941, 29_799, 48_603), 40, 128, communities=80, noise=0.25, self_loops=True),
-    "ogbn-proteins": Twin("multilabel", "rocauc", 132_534, 39_561_252, 0.25, (86_619, 21_236, 24_679), 112, edge_columns=8),
-    "ogbn-products": Twin("node", "accuracy", 2_449_029, 61_859_140, 0.45, (196_615, 39_323, 2_213_091), 47, 100, communities=94, noise=0.15),
-    "reddit": Twin("node", "accuracy", 232_965, 57_307_946, 0.35, (153_431, 23_831, 55_703), 41, 602, communities=82, noise=0.04),
-    "ogbl-collab": Twin("link", "hits@50", 235_868, 1_179_052, 0.38, (1_179_052, 60_084, 46_329), columns=128, edge_columns=1, communities=512, homophily=0.8, negatives=(100_000, 100_000)),
-    "ogbl-ddi": Twin("link", "hits@20", 4_267, 1_067_911, -1.5, (1_067_911, 133_489, 133_489), communities=16, negatives=(101_882, 95_599)),
+    "ogbn-arxiv": Twin(
+        "node", "accuracy", nodes=169_343, pairs=1_157_799, exponent=0.65, split=(90_941, 29_799, 48_603),
+        classes=40, columns=128, communities=80, noise=0.25, self_loops=True,
+    ),
+    "ogbn-proteins": Twin(
+        "multilabel", "rocauc", nodes=132_534, pairs=39_561_252, exponent=0.25, split=(86_619, 21_236, 24_679),
+        classes=112, edge_columns=8,
+    ),
+    "ogbn-products": Twin(
+        "node", "accuracy", nodes=2_449_029, pairs=61_859_140, exponent=0.45, split=(196_615, 39_323, 2_213_091),
+        classes=47, columns=100, communities=94, noise=0.15,
+    ),
+    "reddit": Twin(
+        "node", "accuracy", nodes=232_965, pairs=57_307_946, exponent=0.35, split=(153_431, 23_831, 55_703),
+        classes=41, columns=602, communities=82, noise=0.04,
+    ),
+    "ogbl-collab": Twin(
+        "link", "hits@50", nodes=235_868, pairs=1_179_052, exponent=0.38, split=(1_179_052, 60_084, 46_329),
+        columns=128, edge_columns=1, communities=512, homophily=0.8, negatives=(100_000, 100_000),
+    ),
+    "ogbl-ddi": Twin(
+        "link", "hits@20", nodes=4_267, pairs=1_067_911, exponent=-1.5, split=(1_067_911, 133_489, 133_489),
+        communities=16, negatives=(101_882, 95_599),
+    ),
 }  # fmt: skip
 PREFIX = "twin:"
 SPECIES = 8
 
 
 def load_twin(name: str, seed: int = 0, *, add_self_loops: bool | None = None) -> Dataset:
-    """The twin `name`, "twin:DATASET" or "twin:DATASET:SCALE" with a data set of TWINS; SCALE (default 1) multiplies nodes, edges and
-    split, so that the mean degree stays, up to half of all pairs. The same for the same `seed`.
+    """The twin `name`, "twin:DATASET" or "twin:DATASET:SCALE" with a data set of TWINS; SCALE (default 1) multiplies nodes,
+    edges and split, so that the mean degree stays, up to half of all pairs. The same for the same `seed`.
 
     Graph        undirected, each edge once, in CSR order; no node is isolated (but by edges held out); with a self-loop at each
                  node for ogbn-arxiv unless `add_self_loops` is False
@@ -97,7 +115,11 @@ def load_twin(name: str, seed: int = 0, *, add_self_loops: bool | None = None) -
         number = np.arange(len(low), dtype=np.int32)
         edge_attr = _edge_attr(twin, low, high, community, communities, stream)
     loops = twin.self_loops if add_self_loops is None else add_self_loops
-    arrays = edges.undirected_simple(low, high, n, add_self_loops=True) if loops else edges.undirected(low, high, n, number=number)
+    arrays = (
+        edges.undirected_simple(low, high, n, add_self_loops=True)
+        if loops
+        else edges.undirected(low, high, n, number=number)
+    )
     del low, high
     if twin.edge_columns:
         fields["edge_attr"] = torch.from_numpy(edges.of_raw(edge_attr, arrays.pop("raw")))
@@ -105,11 +127,13 @@ def load_twin(name: str, seed: int = 0, *, add_self_loops: bool | None = None) -
     graph = edges.to_graph(arrays)
 
     if twin.task == "node":
-        y = np.where(stream("noise").random(n) < twin.noise, stream("labels").integers(0, twin.classes, n), community % twin.classes)
+        noise = stream("labels").integers(0, twin.classes, n)
+        y = np.where(stream("noise").random(n) < twin.noise, noise, community % twin.classes)
         fields["y"] = torch.from_numpy(y.astype(np.int64))
     if twin.task == "multilabel":
         chance = stream("chance").random((communities, twin.classes), dtype=np.float32) ** 2
-        fields["y"] = torch.from_numpy((stream("labels").random((n, twin.classes), dtype=np.float32) < chance[community]).astype(np.float32))
+        drawn = stream("labels").random((n, twin.classes), dtype=np.float32)
+        fields["y"] = torch.from_numpy((drawn < chance[community]).astype(np.float32))
         species = torch.from_numpy(stream("species").integers(0, SPECIES - 2, n))
         species[fields["val"]], species[fields["test"]] = SPECIES - 2, SPECIES - 1
         x = edge_sums_and_groups(fields["edge_attr"], graph.rowptr, species)
@@ -134,8 +158,8 @@ def _parsed(name: str) -> tuple[Twin, float]:
             return twin, scale
     except (KeyError, TypeError, ValueError):
         pass
-    known = ", ".join(TWINS)
-    raise InputError(f"dataset {name!r} is not known, expected {PREFIX}NAME or {PREFIX}NAME:SCALE with NAME of {known} and SCALE in (0, 16]")
+    expected = f"{PREFIX}NAME or {PREFIX}NAME:SCALE with NAME of {', '.join(TWINS)} and SCALE in (0, 16]"
+    raise InputError(f"dataset {name!r} is not known, expected {expected}")
 
 
 def _stream(seed: int, *names) -> np.random.Generator:
@@ -257,7 +281,9 @@ def _edge_attr(twin: Twin, low, high, community, communities: int, stream) -> np
 
 def _features(n: int, columns: int, community, communities: int, stream) -> torch.Tensor:
     """float32 [N, columns]: standard normal around a centre for each community, itself normal with length about 2.5."""
-    centre = stream("centres").standard_normal((communities, columns), dtype=np.float32) * np.float32(2.5 / columns**0.5)
+    centre = stream("centres").standard_normal((communities, columns), dtype=np.float32) * np.float32(
+        2.5 / columns**0.5
+    )
     x = np.empty((n, columns), dtype=np.float32)
 
     def fill(i, start, stop):

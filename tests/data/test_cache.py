@@ -20,7 +20,9 @@ class Make:
 
 def check(found):
     assert list(found) == list(ARRAYS)
-    assert all(torch.equal(found[name], torch.from_numpy(array)) and found[name].dtype for name, array in ARRAYS.items())
+    assert all(
+        torch.equal(found[name], torch.from_numpy(array)) and found[name].dtype for name, array in ARRAYS.items()
+    )
 
 
 def test_made_once_and_mapped(tmp_path):

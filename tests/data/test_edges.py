@@ -14,7 +14,9 @@ def same(arrays, edge_index, n):
     for name in ("rowptr", "col", "colptr", "row", "ceid"):
         ours, theirs = getattr(made, name), getattr(wanted, name)
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), name
-    assert torch.equal(made.self_loops(), wanted.self_loops()) and torch.equal(made.reverse_edges(), wanted.reverse_edges())
+    assert torch.equal(made.self_loops(), wanted.self_loops()) and torch.equal(
+        made.reverse_edges(), wanted.reverse_edges()
+    )
     assert made.eid is None and wanted.eid is None and made.fingerprint() == wanted.fingerprint()
 
 
@@ -46,7 +48,9 @@ def test_both_directions_of_every_pair(n, count, loops):
 @pytest.mark.parametrize("add", [True, False])
 def test_simple_undirected(n, count, add):
     a, b = raw(n, n, count)
-    keys = np.concatenate((a.astype(np.int64) * n + b, b.astype(np.int64) * n + a, np.arange(n if add else 0) * (n + 1)))
+    keys = np.concatenate(
+        (a.astype(np.int64) * n + b, b.astype(np.int64) * n + a, np.arange(n if add else 0) * (n + 1))
+    )
     dst, src = np.divmod(np.unique(keys), n)
     same(edges.undirected_simple(a, b, n, add_self_loops=add), np.stack((src, dst)), n)
 

@@ -42,11 +42,20 @@ def test_arxiv_has_the_published_counts(ogb, cache):
 
 def test_ddi_has_the_published_counts(ogb, cache):
     data = load_dataset("ogbl-ddi", ogb, cache=cache)
-    assert (data.num_nodes, data.graph.num_edges, data.x, data.y, data.features) == (4_267, 2 * 1_067_911, None, None, "none")
+    assert (data.num_nodes, data.graph.num_edges, data.x, data.y, data.features) == (
+        4_267,
+        2 * 1_067_911,
+        None,
+        None,
+        "none",
+    )
     shapes = [list(getattr(data, field).shape) for field in ("train", "val", "test", "val_neg", "test_neg")]
     assert shapes == [[1_067_911, 2], [133_489, 2], [133_489, 2], [101_882, 2], [95_599, 2]]
     assert (data.task, data.metric) == ("link", "hits@20") and is_symmetric_and_sorted(data)
-    keys = [pairs.sort(1).values @ torch.tensor([4_267, 1]) for pairs in (data.train, data.val, data.test, data.val_neg, data.test_neg)]
+    keys = [
+        pairs.sort(1).values @ torch.tensor([4_267, 1])
+        for pairs in (data.train, data.val, data.test, data.val_neg, data.test_neg)
+    ]
     assert torch.cat(keys[:3]).unique().numel() == sum(key.numel() for key in keys[:3]), "the splits share no edge"
     assert not torch.isin(torch.cat(keys[3:]), torch.cat(keys[:3])).any()
 
@@ -98,16 +107,23 @@ class Small:
         self.edges[:3] = self.edges[3:6, ::-1]  # the reverse of other rows
         self.edges[6] = self.edges[7] = 5, 5
         self.x = rng.integers(-99, 99, (self.nodes, 3)) / 8
-        self.edge_attr = rng.integers(1, 99, (self.num_edges, 1 if name == "ogbl-collab" else 4)) / (1 if name == "ogbl-collab" else 8)
+        self.edge_attr = rng.integers(1, 99, (self.num_edges, 1 if name == "ogbl-collab" else 4)) / (
+            1 if name == "ogbl-collab" else 8
+        )
         self.y = rng.integers(0, 2, (self.nodes, 5 if layout.task == "multilabel" else 1))
         self.species = rng.choice([9606, 4932, 3702], self.nodes)
-        self.split = {part: np.sort(index) for part, index in zip(("train", "valid", "test"), np.split(rng.permutation(self.nodes)[:30], [15, 20]))}
+        self.split = {
+            part: np.sort(index)
+            for part, index in zip(("train", "valid", "test"), np.split(rng.permutation(self.nodes)[:30], [15, 20]))
+        }
         self.pairs = {part: rng.integers(0, self.nodes, (6, 2, 2)) for part in ("train", "valid", "test")}
         if layout.binary:
             self.y = self.y.astype(np.float32)
             self.y[np.setdiff1d(np.arange(self.nodes), np.concatenate(list(self.split.values())))] = np.nan
             lists = dict(num_nodes_list=np.array([self.nodes]), num_edges_list=np.array([self.num_edges]))
-            np.savez_compressed(raw / "data.npz", edge_index=self.edges.T, node_feat=np.float32(self.x), node_year=self.y, **lists)
+            np.savez_compressed(
+                raw / "data.npz", edge_index=self.edges.T, node_feat=np.float32(self.x), node_year=self.y, **lists
+            )
             np.savez_compressed(raw / "node-label.npz", node_label=self.y)
         else:
             write_csv(raw / "edge.csv.gz", self.edges)
@@ -116,9 +132,14 @@ class Small:
             if layout.task != "link":
                 write_csv(raw / "node-label.csv.gz", self.y)
             if layout.edge_attr:
-                write_csv(raw / f"{layout.edge_attr}.csv.gz", self.edge_attr.astype(int) if name == "ogbl-collab" else self.edge_attr)
+                write_csv(
+                    raw / f"{layout.edge_attr}.csv.gz",
+                    self.edge_attr.astype(int) if name == "ogbl-collab" else self.edge_attr,
+                )
             if layout.node_features:
-                write_csv(raw / f"{layout.node_features}.csv.gz", self.species if layout.task == "multilabel" else self.x)
+                write_csv(
+                    raw / f"{layout.node_features}.csv.gz", self.species if layout.task == "multilabel" else self.x
+                )
         for part in self.split:
             if layout.task != "link":
                 write_csv(split / f"{part}.csv.gz", self.split[part])
@@ -172,7 +193,10 @@ def test_products(small):
     assert np.array_equal(rows(data), np.stack(files.directed()[:2]))
     assert np.array_equal(data.x.numpy(), np.float32(files.x)) and data.features == "given"
     assert np.array_equal(data.y.numpy(), files.y[:, 0]) and data.num_classes == 47
-    assert all(np.array_equal(getattr(data, ours).numpy(), files.split[theirs]) for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test")))
+    assert all(
+        np.array_equal(getattr(data, ours).numpy(), files.split[theirs])
+        for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test"))
+    )
 
 
 def test_arxiv(small):
@@ -263,25 +287,83 @@ def test_stored_arrays_that_are_no_graph_are_refused(small, refusal):
 @pytest.mark.parametrize(
     "name, change, said",
     [
-        ("ogbn-products", lambda f: (f.folder / "raw" / "edge.csv.gz").unlink(), "is not on disk, no raw/edge.csv.gz in "),
-        ("ogbn-products", lambda f: (f.folder / "raw" / "node-label.csv.gz").unlink(), "node-label.csv.gz cannot be read: No such file"),
-        ("ogbn-products", lambda f: (f.folder / "raw" / "node-feat.csv.gz").unlink(), "node-feat.csv.gz is missing, fetch it"),
-        ("ogbn-products", lambda f: (f.folder / "split" / "sales_ranking" / "valid.csv.gz").unlink(), "valid.csv.gz cannot be read"),
-        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "edge.csv.gz", f.edges[:-1]), "has 129 rows, expected 130"),
+        (
+            "ogbn-products",
+            lambda f: (f.folder / "raw" / "edge.csv.gz").unlink(),
+            "is not on disk, no raw/edge.csv.gz in ",
+        ),
+        (
+            "ogbn-products",
+            lambda f: (f.folder / "raw" / "node-label.csv.gz").unlink(),
+            "node-label.csv.gz cannot be read: No such file",
+        ),
+        (
+            "ogbn-products",
+            lambda f: (f.folder / "raw" / "node-feat.csv.gz").unlink(),
+            "node-feat.csv.gz is missing, fetch it",
+        ),
+        (
+            "ogbn-products",
+            lambda f: (f.folder / "split" / "sales_ranking" / "valid.csv.gz").unlink(),
+            "valid.csv.gz cannot be read",
+        ),
+        (
+            "ogbn-products",
+            lambda f: write_csv(f.folder / "raw" / "edge.csv.gz", f.edges[:-1]),
+            "has 129 rows, expected 130",
+        ),
         ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "edge.csv.gz", f.edges + 9), "expected 0 to 39"),
-        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "edge.csv.gz", f.edges[:, :1]), "must hold pairs of nodes, got [130, 1]"),
-        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "node-label.csv.gz", f.y + 46), "labels must lie in [0, 47)"),
-        ("ogbn-products", lambda f: write_csv(f.folder / "split" / "sales_ranking" / "test.csv.gz", [40]), "names node 40"),
-        ("ogbn-proteins", lambda f: write_csv(f.folder / "raw" / "edge-feat.csv.gz", f.edge_attr[1:]), "has 129 rows, expected 130"),
+        (
+            "ogbn-products",
+            lambda f: write_csv(f.folder / "raw" / "edge.csv.gz", f.edges[:, :1]),
+            "must hold pairs of nodes, got [130, 1]",
+        ),
+        (
+            "ogbn-products",
+            lambda f: write_csv(f.folder / "raw" / "node-label.csv.gz", f.y + 46),
+            "labels must lie in [0, 47)",
+        ),
+        (
+            "ogbn-products",
+            lambda f: write_csv(f.folder / "split" / "sales_ranking" / "test.csv.gz", [40]),
+            "names node 40",
+        ),
+        (
+            "ogbn-proteins",
+            lambda f: write_csv(f.folder / "raw" / "edge-feat.csv.gz", f.edge_attr[1:]),
+            "has 129 rows, expected 130",
+        ),
         ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "node-label.csv.gz", f.y + 0.5), "must hold integers"),
-        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "num-edge-list.csv.gz", [2**40]), "expected a number of edges below 2^31"),
-        ("ogbn-products", lambda f: write_csv(f.folder / "raw" / "num-node-list.csv.gz", [-1]), "says -1, expected a number of nodes"),
-        ("ogbn-papers100M", lambda f: np.savez(f.folder / "raw" / "node-label.npz", node_label=f.y + 0.5), "one whole number or NaN"),
+        (
+            "ogbn-products",
+            lambda f: write_csv(f.folder / "raw" / "num-edge-list.csv.gz", [2**40]),
+            "expected a number of edges below 2^31",
+        ),
+        (
+            "ogbn-products",
+            lambda f: write_csv(f.folder / "raw" / "num-node-list.csv.gz", [-1]),
+            "says -1, expected a number of nodes",
+        ),
+        (
+            "ogbn-papers100M",
+            lambda f: np.savez(f.folder / "raw" / "node-label.npz", node_label=f.y + 0.5),
+            "one whole number or NaN",
+        ),
         ("ogbn-papers100M", lambda f: (f.folder / "raw" / "data.npz").write_bytes(b"PK"), "data.npz is damaged"),
         ("ogbn-papers100M", lambda f: np.savez(f.folder / "raw" / "node-label.npz", y=f.y), "has no array node_label"),
         ("ogbl-ddi", lambda f: (f.folder / "split" / "target" / "valid.pt").unlink(), "valid.pt cannot be read"),
-        ("ogbl-ddi", lambda f: torch.save({"edge": 1}, f.folder / "split" / "target" / "test.pt"), "must hold pairs of nodes as edge"),
-        ("ogbl-ddi", lambda f: torch.save({"edge": f.edges + 40, "edge_neg": f.edges}, f.folder / "split" / "target" / "test.pt"), "test names node"),
+        (
+            "ogbl-ddi",
+            lambda f: torch.save({"edge": 1}, f.folder / "split" / "target" / "test.pt"),
+            "must hold pairs of nodes as edge",
+        ),
+        (
+            "ogbl-ddi",
+            lambda f: torch.save(
+                {"edge": f.edges + 40, "edge_neg": f.edges}, f.folder / "split" / "target" / "test.pt"
+            ),
+            "test names node",
+        ),
     ],
 )
 def test_refused(small, refusal, name, change, said):
@@ -345,7 +427,9 @@ def test_download(small, package, tmp_path, monkeypatch, capsys):
     assert data.fingerprint == files.load().fingerprint and capsys.readouterr().out == ""
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["ogbn_products"]
     shutil.rmtree(tmp_path / "packages")
-    assert load_dataset("ogbn-products", tmp_path / "new", download=True).fingerprint == data.fingerprint  # ogb is not asked again
+    assert (
+        load_dataset("ogbn-products", tmp_path / "new", download=True).fingerprint == data.fingerprint
+    )  # ogb is not asked again
 
 
 def test_a_failed_download_leaves_nothing(package, tmp_path, refusal):

@@ -31,7 +31,9 @@ def test_csv_in_pieces_of_any_size(csv, monkeypatch, piece, end, rows):
     found = read_csv(csv(b"1,-22\r\n333,4\n5,6" + end), rows, np.int32)
     assert found.dtype == np.int32 and found.tolist() == [[1, -22], [333, 4], [5, 6]]
     floats = read_csv(csv(b"0.5,-1e-3\n1,2.25\n3,nan"), rows, np.float32)
-    assert floats.dtype == np.float32 and np.array_equal(floats, np.float32([[0.5, -1e-3], [1, 2.25], [3, np.nan]]), equal_nan=True)
+    assert floats.dtype == np.float32 and np.array_equal(
+        floats, np.float32([[0.5, -1e-3], [1, 2.25], [3, np.nan]]), equal_nan=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,11 @@ def test_csv_refused(csv, refusal, text, dtype, said):
 def test_damaged_csv_is_refused(csv, refusal):
     path = csv(b"1,2\n" * 1000)
     whole = path.read_bytes()
-    for damaged, said in [(whole[:-12], "is cut short"), (b"plain", "is damaged"), (whole[:20] + b"\x00" * 9 + whole[29:], "is damaged")]:
+    for damaged, said in [
+        (whole[:-12], "is cut short"),
+        (b"plain", "is damaged"),
+        (whole[:20] + b"\x00" * 9 + whole[29:], "is damaged"),
+    ]:
         path.write_bytes(damaged)
         assert said in refusal(read_csv, path, 1000, np.int32)
     assert "cannot be read: No such file" in refusal(read_csv, path.with_name("b"), 3, np.int32)
@@ -68,7 +74,9 @@ def test_damaged_csv_is_refused(csv, refusal):
 def test_npz(tmp_path, monkeypatch, refusal, piece):
     monkeypatch.setattr(raw, "PIECE", piece)
     path, a = tmp_path / "a.npz", np.arange(12).reshape(3, 4)
-    np.savez_compressed(path, a=a, fortran=np.asfortranarray(a), big=a + 2**40, object=np.array([{}], dtype=object), half=np.float16(a))
+    np.savez_compressed(
+        path, a=a, fortran=np.asfortranarray(a), big=a + 2**40, object=np.array([{}], dtype=object), half=np.float16(a)
+    )
     assert np.array_equal(read_npz(path, "a", np.int32), a) and read_npz(path, "a", np.int32).dtype == np.int32
     assert np.array_equal(read_npz(path, "fortran", np.int32), a)
     assert np.array_equal(read_npz(path, "half", np.float32), a)

@@ -10,7 +10,14 @@ from acefast.data import load_dataset
 from acefast.data.metrics import accuracy, hits, rocauc
 from acefast.data.twin import TWINS, draw_pairs, load_twin
 
-SCALES = {"ogbn-arxiv": 0.05, "ogbn-proteins": 0.01, "ogbn-products": 0.005, "reddit": 0.01, "ogbl-collab": 0.01, "ogbl-ddi": 0.4}
+SCALES = {
+    "ogbn-arxiv": 0.05,
+    "ogbn-proteins": 0.01,
+    "ogbn-products": 0.005,
+    "reddit": 0.01,
+    "ogbl-collab": 0.01,
+    "ogbl-ddi": 0.4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +28,15 @@ def twins():
 @pytest.mark.parametrize("name", TWINS)
 def test_counts(twins, name):
     data, twin, scale = twins[name], TWINS[name], SCALES[name]
-    assert (data.name, data.task, data.metric, data.num_classes) == (f"twin:{name}:{scale}", twin.task, twin.metric, twin.classes)
+    assert (data.name, data.task, data.metric, data.num_classes) == (
+        f"twin:{name}:{scale}",
+        twin.task,
+        twin.metric,
+        twin.classes,
+    )
     assert data.num_nodes == round(twin.nodes * scale)
     split = [len(part) for part in (data.train, data.val, data.test)]
-    assert all(abs(len(part) - count * scale) <= 1 for part, count in zip((data.train, data.val, data.test), twin.split))
+    assert all(abs(found - count * scale) <= 1 for found, count in zip(split, twin.split))
     if twin.task == "link":
         assert data.graph.num_edges == 2 * split[0]
         assert [len(data.val_neg), len(data.test_neg)] == [round(count * scale) for count in twin.negatives]
@@ -55,7 +67,10 @@ def test_graph_is_simple_symmetric_and_in_csr_order(twins, name):
 def test_link_splits_and_negatives_share_nothing(twins):
     for name in ("ogbl-collab", "ogbl-ddi"):
         data = twins[name]
-        keys = [pairs.sort(1).values @ torch.tensor([data.num_nodes, 1]) for pairs in (data.train, data.val, data.test, data.val_neg, data.test_neg)]
+        keys = [
+            pairs.sort(1).values @ torch.tensor([data.num_nodes, 1])
+            for pairs in (data.train, data.val, data.test, data.val_neg, data.test_neg)
+        ]
         assert torch.cat(keys).unique().numel() == sum(key.numel() for key in keys)
         src, dst = data.graph.edge_index()
         assert torch.equal(keys[0].sort().values, (src * data.num_nodes + dst)[src < dst].sort().values)
@@ -66,7 +81,11 @@ def test_proteins_features_are_sums_and_species(twins):
     sums = torch.zeros(data.num_nodes, 8).index_add_(0, data.graph.edge_index()[1], data.edge_attr)
     torch.testing.assert_close(data.x[:, :8], sums, rtol=1e-4, atol=1e-4)
     species = data.x[:, 8:]
-    assert bool((species.sum(1) == 1).all()) and bool((species[data.val, 6] == 1).all()) and bool((species[data.test, 7] == 1).all())
+    assert (
+        bool((species.sum(1) == 1).all())
+        and bool((species[data.val, 6] == 1).all())
+        and bool((species[data.test, 7] == 1).all())
+    )
     assert 0.1 < data.y.mean() < 0.6
 
 
@@ -82,7 +101,10 @@ def test_the_same_for_any_number_of_threads(monkeypatch, pieces):
     assert found[0] == found[1] != load_twin("twin:ogbn-proteins:0.003", seed=1).fingerprint
 
 
-@pytest.mark.parametrize("n, pairs, exponent", [(8, 13, 0.5), (16, 4500, 0.5), (50, 0, 0.3), (300, 5000, -1.5), (1000, 3000, 0.9), (3, 1, 0.0)])
+@pytest.mark.parametrize(
+    "n, pairs, exponent",
+    [(8, 13, 0.5), (16, 4500, 0.5), (50, 0, 0.3), (300, 5000, -1.5), (1000, 3000, 0.9), (3, 1, 0.0)],
+)
 @pytest.mark.parametrize("communities", [1, 2])
 def test_pairs_are_as_many_as_asked_for(n, pairs, exponent, communities):
     low, high, community = draw_pairs(n, pairs, exponent, 0, communities=communities, homophily=0.5)
@@ -140,10 +162,24 @@ def test_links_can_be_told(twins):
 def test_quick():
     start = time.perf_counter()
     data = load_twin("twin:ogbn-products:0.02")
-    assert time.perf_counter() - start < 12 and data.graph.num_edges == 2_474_366  # one to two seconds on two quiet cores
+    assert (
+        time.perf_counter() - start < 12 and data.graph.num_edges == 2_474_366
+    )  # one to two seconds on two quiet cores
 
 
-@pytest.mark.parametrize("name", ["twin:", "twin:cora", "twin:reddit:0", "twin:reddit:x", "twin:reddit:1:2", "twin:reddit:-1", "twin:reddit:nan", "twin:reddit:17"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "twin:",
+        "twin:cora",
+        "twin:reddit:0",
+        "twin:reddit:x",
+        "twin:reddit:1:2",
+        "twin:reddit:-1",
+        "twin:reddit:nan",
+        "twin:reddit:17",
+    ],
+)
 def test_refused(name, refusal):
     text = refusal(load_dataset, name)
     assert repr(name) in text and "twin:NAME:SCALE" in text and "ogbl-ddi" in text
