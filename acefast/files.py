@@ -9,9 +9,10 @@ from pathlib import Path
 from acefast.errors import InputError
 
 
-def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
+def write_atomic(path: str | os.PathLike, data: bytes | str, sync: bool = True) -> None:
     """Write `data` to `path` so that a reader, or a machine that stops, sees the old file or the new one and no part of
-    either: a temporary file beside it, synced, then renamed over it. The folder must exist. Text is UTF-8.
+    either: a temporary file beside it, synced, then renamed over it. The folder must exist. Text is UTF-8. Without `sync` the
+    promise holds for readers and for a process that is killed, not for a machine that stops.
 
     Raises InputError where the path cannot be written.
     """
@@ -22,7 +23,8 @@ def write_atomic(path: str | os.PathLike, data: bytes | str) -> None:
             with open(temporary, "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

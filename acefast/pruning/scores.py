@@ -111,22 +111,21 @@ def standardise(scores: list[Tensor], alive: list[Tensor], how: str) -> list[Ten
     "zscore": (s - mean) / std, 0 where std is 0; "rank": the same of the ranks, equal scores taking their mean rank.
     Statistics in float64, result float32.
     """
-    values = torch.cat([s[a] for s, a in zip(scores, alive, strict=True)]).double()
-    if not values.numel():
+    values = torch.cat([s.flatten() for s in scores]).double()
+    living = torch.cat([a.flatten() for a in alive])
+    count = int(living.sum())
+    if not count:
         return [torch.zeros_like(s, dtype=torch.float32) for s in scores]
     if how == "rank":
-        values = mean_ranks(values)
-    deviation = values.std(correction=0)
+        values = torch.zeros_like(values).masked_scatter_(living, mean_ranks(values[living]))
+    values = values.where(living, 0.0)
+    mean, largest = float(values.sum()) / count, float(values.abs().max())
+    values = (values - mean).where(living, 0.0)
+    deviation = (float(values.square().sum()) / count) ** 0.5
     # a spread below the rounding of the mean is no spread
-    flat = (values - values.mean()) / deviation if float(deviation) > 1e-12 * float(values.abs().max()) else values * 0
-    result, first = [], 0
-    for s, a in zip(scores, alive, strict=True):
-        out = torch.zeros(s.shape, dtype=torch.float32, device=s.device)
-        count = int(a.sum())
-        out[a] = flat[first : first + count].float()
-        result.append(out)
-        first += count
-    return result
+    values = (values / deviation if deviation > 1e-12 * largest else torch.zeros_like(values)).float()
+    parts = values.split([s.numel() for s in scores])
+    return [part.view_as(s) for part, s in zip(parts, scores, strict=True)]
 
 
 def mean_ranks(values: Tensor) -> Tensor:
@@ -140,19 +139,19 @@ def mean_ranks(values: Tensor) -> Tensor:
 def mean_rank_of_picks(scores: list[Tensor], alive: list[Tensor], picked: list[Tensor], largest: bool) -> float | None:
     """Mean rank of the picks among the alive, scaled so that 0 is the best possible pick and 0.5 a random one.
 
-    ``largest`` says that large scores are meant to be picked. None without picks.
+    ``largest`` says that large scores are meant to be picked. Scores are finite. None without picks.
     """
-    values = torch.cat([s[a] for s, a in zip(scores, alive, strict=True)])
+    values = torch.cat([s.where(a, torch.inf).flatten() for s, a in zip(scores, alive, strict=True)])
     chosen = torch.cat([s[p] for s, p in zip(scores, picked, strict=True)]).sort().values
-    n, k = values.numel(), chosen.numel()
+    n, k = sum(int(a.sum()) for a in alive), chosen.numel()
     if not k or n < 2:
         return None
     values_picked, times = chosen.unique_consecutive(return_counts=True)
     place = torch.searchsorted(values_picked, values)  # the first pick that is not below the value
     equal = values_picked[place.clamp(max=values_picked.numel() - 1)] == values
-    below = torch.bincount(place[~equal], minlength=values_picked.numel() + 1)[:-1].cumsum(0)
-    same = torch.bincount(place[equal], minlength=values_picked.numel())
-    below = below + same.cumsum(0) - same
+    counts = torch.bincount(2 * place + equal, minlength=2 * values_picked.numel() + 2).view(-1, 2)[:-1]
+    same = counts[:, 1]
+    below = counts.sum(1).cumsum(0) - same  # place p holds what lies between the picks p - 1 and p, and p's equals
     rank = float((times * (2 * below + same - 1)).sum()) / (2 * k * (n - 1))
     return 1 - rank if largest else rank
 
