@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import acefast
+from acefast.data import load_dataset
 from acefast.errors import InputError
 from acefast.nn import GCN
 from acefast.pruning import ladder
@@ -285,3 +287,11 @@ def test_an_unavailable_device_is_refused(tiny, tiny_config):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no CUDA device"):
             run_search(tiny, tiny_config(device="cuda"))
+
+
+def test_data_that_no_backbone_trains_on_is_refused(tiny, tiny_config):
+    with pytest.raises(InputError, match="has no features"):
+        run_search(replace(tiny, x=None), tiny_config())
+    twin = load_dataset("twin:ogbl-ddi:0.02")
+    with pytest.raises(InputError, match="has the task 'link'"):
+        run_search(twin, tiny_config())
