@@ -119,12 +119,10 @@ class _Counted:
 
 def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
     """The data as the configured backbone sees it: features divided by their sums where ``row_normalise``; for gat a
-    self-loop for each node, edge number E + i, which carries a mask like any edge (UGS). Raises InputError for a task or data
+    self-loop for each node, edge number E + i, which carries a mask like any edge (UGS). Raises InputError for a task
     that no backbone trains on."""
     if dataset.task != "node":
         raise InputError(f"the search trains classes of nodes, and {dataset.name} has the task {dataset.task!r}: choose another")
-    if dataset.x is None:
-        raise InputError(f"{dataset.name} has no features, which the backbones need: load it with features 'fastrp'")
     data = dataset.with_row_normalized_features() if config.row_normalise else dataset
     return replace(data, graph=data.graph.with_self_loops()) if config.backbone == "gat" else data
 
