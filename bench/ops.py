@@ -28,6 +28,7 @@ HEADS, HEAD_WIDTH = 8, 16
 EDGE_FEATURES = 8  # of ogbn-proteins
 WHOLE_SHAPES = ("cora", "arxiv")  # where every variant of an op runs; the others run its main one
 PRUNED_LAYERS, PRUNED_WIDTH, PRUNED_SHARE = 25, 2048, 0.8  # 104.9 million weights, of which the share is a whole number
+ADAM_TENSORS = 10
 MEMORY_NODES, MEMORY_DEGREES = 4_000, (14, 120, 597)  # the last is ogbn-proteins' mean degree
 
 
@@ -439,7 +440,7 @@ def memory_groups(options) -> Iterator[list[Row]]:
 
 
 def topk_groups(options) -> Iterator[list[Row]]:
-    for count in (10**6, 10**7):
+    for count in (10**6, 10**7, 10**8):
         count = round(count * min(1.0, options.scale or 1.0))
         for kind in ("random", "fresh mask"):
             scores = torch.rand(count, generator=torch.Generator().manual_seed(1))
@@ -483,6 +484,41 @@ def prune_groups(options) -> Iterator[list[Row]]:
     )  # fmt: skip
 
 
+def masked_adam_groups(options) -> Iterator[list[Row]]:
+    """A first step on both factors and the new product, each call on fresh copies that are made outside of its time."""
+    settings = ops.AdamSettings(lr=1e-2), ops.AdamSettings(lr=1e-3)
+    for count in (10**6, 10**7):
+        size = max(1, round(count * min(1.0, options.scale or 1.0)) // ADAM_TENSORS)
+        inputs = Inputs(options)
+        theta, mask, grad = ([inputs.learned(size) for _ in range(ADAM_TENSORS)] for _ in range(3))
+        state, others = [], {}
+
+        def prepare(theta=theta, mask=mask, state=state, others=others):
+            moments = [tuple([torch.zeros_like(t) for t in theta] for _ in range(2)) for _ in range(2)]
+            state[:] = [t.clone() for t in theta], [t.clone() for t in mask], *moments
+            others |= peers.masked_adam(*state, settings)
+
+        def ours(grad=grad, state=state):
+            weight, step = [torch.empty_like(g) for g in grad], torch.zeros(1, dtype=torch.int64, device=options.device)
+            ops.masked_adam(grad, *state, step, *settings, weight=weight)
+            return *state[0], *state[1], *weight
+
+        def theirs(name, grad=grad, state=state, others=others):
+            def call():
+                weight = others[name](grad)
+                return *state[0], *state[1], *weight
+
+            return call
+
+        prepare()
+        yield compare(
+            ours_on(options.device, "masked_adam", ours) | {name: theirs(name) for name in others},
+            lambda a, b, dtype=inputs.wide: close(a, b, dtype), options.device, options.budget, options.copy_bytes_per_s,
+            14 * ADAM_TENSORS * size * inputs.wide.itemsize, prepare=prepare, op="masked_adam", variant="theta and mask",
+            shape=f"{ADAM_TENSORS} tensors, n={ADAM_TENSORS * size}", case="fwd", dtype=str(inputs.wide).removeprefix("torch."),
+        )  # fmt: skip
+
+
 def same_pruning(given, a, b) -> bool:
     """As many zeros and the same weights, but for ties: where they differ, the weight has the one magnitude of the
     threshold."""
@@ -505,7 +541,8 @@ CASES = {
     "gcn_norm": gcn_norm_cases,
     "topk_mask": topk_groups,
     "prune": prune_groups,
+    "masked_adam": masked_adam_groups,
     "selection": selection_groups,
     "memory": memory_groups,
 }
-WITHOUT_GRAPH = ("topk_mask", "prune", "memory")
+WITHOUT_GRAPH = ("topk_mask", "prune", "masked_adam", "memory")

@@ -65,8 +65,8 @@ def masked_adam(
     Raises InputError for wrong lengths, shapes, dtypes, devices or layouts. No host synchronisation.
     `acefast.optim.MaskedAdam` holds the state.
     """
-    if not theta:
-        raise InputError("masked_adam: theta must be a non-empty list of tensors")
+    if not isinstance(theta, list | tuple) or not theta or not isinstance(theta[0], Tensor):
+        raise InputError(f"masked_adam: theta must be a non-empty list of tensors, got {type(theta).__name__}")
     first = theta[0]
     if first.dtype not in (torch.float32, torch.float64):
         raise InputError(f"masked_adam: theta must be float32 or float64, got {first.dtype}")
@@ -99,6 +99,8 @@ def _check_list(name: str, tensors, like, dtype, device, length=None) -> None:
     if len(tensors) != length:
         raise InputError(f"masked_adam: {name} must have {length} tensors like theta, got {len(tensors)}")
     for position, (t, other) in enumerate(zip(tensors, like, strict=True)):
+        if t is None:
+            raise InputError(f"masked_adam: {name} must hold tensors, got None")
         checks.vector("masked_adam", f"{name}[{position}]", t, other.shape, dtype, device)
         if not t.is_contiguous():
             raise InputError(f"masked_adam: {name}[{position}] must be contiguous, got strides {t.stride()}")

@@ -156,10 +156,10 @@ def test_every_peer_that_is_installed_runs_and_equals_the_op(tmp_path):
 
 def test_selections_memory_and_top_k_become_rows_and_pictures(tmp_path):
     path = tmp_path / "ops.json"
-    results = run_ops(path, "--op", "selection", "memory", "topk_mask", "prune", "--shape", "cora")
+    results = run_ops(path, "--op", "selection", "memory", "topk_mask", "prune", "masked_adam", "--shape", "cora")
     assert results["environment"]["copy_bytes_per_s"] > 0
     rows = results["rows"]
-    assert {row["op"] for row in rows} == {"selection", "memory", "topk_mask", "prune"}
+    assert {row["op"] for row in rows} == {"selection", "memory", "topk_mask", "prune", "masked_adam"}
     assert all(row["equal"] for row in rows)
     half = [row for row in rows if row["op"] == "selection" and row["variant"].startswith("gat")]
     assert [row["impl"] for row in half] == [
@@ -174,7 +174,7 @@ def test_selections_memory_and_top_k_become_rows_and_pictures(tmp_path):
     path.write_text(json.dumps(results))
     assert main(["plot", str(path), "--out", str(tmp_path / "plots")]) == 0
     pictures = sorted(picture.name for picture in (tmp_path / "plots").iterdir())
-    assert pictures == [f"cpu-float32-{op}.png" for op in ("memory", "prune", "selection", "topk_mask")]
+    assert pictures == [f"cpu-float32-{op}.png" for op in ("masked_adam", "memory", "prune", "selection", "topk_mask")]
     path.write_text("[]")
     with pytest.raises(SystemExit, match="does not hold results"):
         main(["plot", str(path), "--out", str(tmp_path / "plots")])

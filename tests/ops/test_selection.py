@@ -1,8 +1,11 @@
 """topk_mask, gumbel_topk and exchange: exactly k, the right ones, the same everywhere."""
 
+import collections
 import itertools
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,8 +27,31 @@ def by_sorting(scores, k, alive, largest, by):
     return picked
 
 
+def by_threshold(scores, k, alive, largest, by):
+    """The same of large inputs by numpy's partition, in order of position."""
+    flat = torch.cat([s.reshape(-1) for s in scores]).double().numpy()
+    value = np.abs(flat) if by == "magnitude" else flat
+    value = value if largest else -value
+    living = np.ones(len(flat), bool) if alive is None else torch.cat([a.reshape(-1) for a in alive]).numpy()
+    picked = np.zeros(len(flat), bool)
+    if k:
+        threshold = -np.partition(-value[living], k - 1)[k - 1]
+        picked |= living & (value > threshold)
+        picked[np.flatnonzero(living & (value == threshold))[: k - picked.sum()]] = True
+    return torch.from_numpy(picked)
+
+
 def flat(masks):
     return torch.cat([m.reshape(-1) for m in masks])
+
+
+def on_threads(threads, call, *arguments, **named):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return call(*arguments, **named)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,26 +93,136 @@ def test_property_exactly_k(data):
             assert torch.equal(flat(ops.topk_mask(scores, k, alive, largest, by)), expected)
 
 
-@pytest.mark.parametrize("kind", ["random", "fresh_mask"])
-def test_large_lists_agree_across_backends_and_threads(kind):
-    generator = torch.Generator().manual_seed(9)
-    shapes = [(1433, 512), (7, 512), (300_001,)]
+def sampled_places(size):
+    """Where the CPU kernel's sample reads (csrc/cpu/selection.h); were it to read elsewhere, its bracket would just be good."""
+    strata = int(size ** (2 / 3) / 2)
+    jitter = reference.random_words(0, strata, 0, 0, "cpu").double() * 2.0**-32
+    return ((torch.arange(strata).double() + jitter) * (size / strata)).long().clamp(max=size - 1)
+
+
+LARGE = 1_300_003  # five times as many as the CPU kernel settles without another pass
+
+
+def large_scores(kind, dtype):
+    draw = torch.Generator().manual_seed(9)
+    place = sampled_places(LARGE)
     if kind == "random":
-        scores = [torch.randn(shape, generator=generator) for shape in shapes]
-    else:
-        scores = [1 + (torch.rand(shape, generator=generator) - 0.5) * 2e-5 for shape in shapes]
-    alive = [torch.rand(shape, generator=generator) < 0.8 for shape in shapes]
-    k = int(flat(alive).sum()) // 5
-    with backend("torch"):
-        expected = flat(ops.topk_mask(scores, k, alive, largest=False))
-    before = torch.get_num_threads()
-    try:
+        return torch.randn(LARGE, generator=draw).to(dtype)
+    if kind == "fresh mask":
+        return (1 + (torch.rand(LARGE, generator=draw, dtype=torch.float64) - 0.5) * 2e-5).to(dtype)
+    if kind == "equal":
+        return torch.full((LARGE,), -2.0, dtype=dtype)
+    if kind == "few values":
+        return (1 + torch.randint(0, 7, (LARGE,), generator=draw) * torch.finfo(dtype).eps).to(dtype)
+    if kind == "one value among many":  # in the middle of neighbours, so many that it needs another pass
+        steps = torch.randint(-60, 60, (LARGE,), generator=draw).double() * (torch.rand(LARGE, generator=draw) < 0.6)
+        return (1.5 + steps * torch.finfo(dtype).eps).to(dtype)
+    if kind == "ascending":
+        return torch.arange(LARGE, dtype=torch.float64).to(dtype) / 2**5
+    scores = torch.rand(LARGE, generator=draw, dtype=torch.float64)
+    if kind == "sample of the lowest":
+        scores[place] = 0.0
+    elif kind == "sample of the highest":
+        scores[place] = 1e4
+    elif kind == "sample of one middle value":
+        scores[place] = 0.5
+    return scores.to(dtype)
+
+
+KINDS = ["random", "fresh mask", "equal", "few values", "one value among many", "ascending", "sample of the lowest",
+         "sample of the highest", "sample of one middle value"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_inputs_take_the_right_picks_on_any_number_of_threads(kind, dtype):
+    """Whatever the sample of the scores promises: brackets that miss to either side, that hold too many, that hold one value."""
+    scores = list(large_scores(kind, dtype).split([500_001, 0, 7, LARGE - 500_008]))
+    draw = torch.Generator().manual_seed(2)
+    alive = [torch.rand(s.shape, generator=draw) < 0.8 for s in scores] if dtype in (torch.float32, torch.bfloat16) else None
+    total = int(flat(alive).sum()) if alive else LARGE
+    for k, largest, by in (
+        (total // 5, False, "magnitude"), (total // 2, True, "value"), (1, True, "magnitude"), (total - 3, True, "value"),
+        (total, False, "value"),
+    ):  # fmt: skip
+        expected = by_threshold(scores, k, alive, largest, by)
         for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert torch.equal(flat(ops.topk_mask(scores, k, alive, largest=False)), expected)
-    finally:
-        torch.set_num_threads(before)
-    assert int(expected.sum()) == k
+            found = on_threads(threads, ops.topk_mask, scores, k, alive, largest, by)
+            assert torch.equal(flat(found), expected), (k, largest, by, threads)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_property_of_lists_that_are_sampled(data):
+    sizes = data.draw(st.lists(st.integers(0, 40_000), min_size=1, max_size=4)) + [16_384]
+    levels = data.draw(st.sampled_from([1, 2, 40, 3_000, 10**9]))
+    draw = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    scale = data.draw(st.sampled_from([1e-42, 1.0, 1e30]))
+    scores = [((torch.randint(0, levels, (n,), generator=draw) - levels // 2) / levels * scale).to(dtype) for n in sizes]
+    alive = [torch.rand(n, generator=draw) < data.draw(st.sampled_from([0.01, 0.5, 1.0])) for n in sizes]
+    total = int(flat(alive).sum())
+    k = data.draw(st.integers(0, total) | st.integers(max(0, total - 3), total))
+    largest, by = data.draw(st.booleans()), data.draw(st.sampled_from(["magnitude", "value"]))
+    expected = by_threshold(scores, k, alive, largest, by)
+    for name in ("auto", "torch"):
+        with backend(name):
+            assert torch.equal(flat(ops.topk_mask(scores, k, alive, largest, by)), expected)
+
+
+def test_the_two_ways_of_expecting_agree():
+    draw = torch.Generator().manual_seed(6)
+    for levels in (3, 1000):
+        scores = [torch.randint(-levels, levels, (n,), generator=draw).float() for n in (500, 0, 300)]
+        alive = [torch.rand(s.shape, generator=draw) < 0.5 for s in scores]
+        for k, largest, by in itertools.product((0, 1, 77, int(flat(alive).sum())), (True, False), ("magnitude", "value")):
+            arguments = scores, k, alive, largest, by
+            assert torch.equal(by_threshold(*arguments), by_sorting(*arguments))
+
+
+def test_large_inputs_are_refused_whole(each_backend):
+    scores = [torch.rand(20_000), torch.rand(30_000)]
+    alive = [torch.ones(20_000, dtype=torch.bool), torch.arange(30_000) < 10_000]
+    for k in (30_001, 50_000):
+        with pytest.raises(InputError, match=f"selectable elements, got {k}"):
+            ops.topk_mask(scores, k, alive)
+        assert not flat(ops.topk_mask(scores, k, alive, check=False)).any()
+    scores[1][20_000] = torch.nan
+    assert int(flat(ops.topk_mask(scores, 30_000, alive)).sum()) == 30_000  # a NaN that is not alive
+    for k in (0, 5, 50_000):
+        with pytest.raises(InputError, match="NaN"):
+            ops.topk_mask(scores, k)
+        assert not flat(ops.topk_mask(scores, k, check=False)).any()
+
+
+def test_out_receives_the_picks(each_backend):
+    draw = torch.Generator().manual_seed(8)
+    scores = [torch.randn(40, 500, generator=draw), torch.randn(0), torch.randn(7_001, generator=draw)]
+    alive = [torch.rand(s.shape, generator=draw) < 0.6 for s in scores]
+    expected = ops.topk_mask(scores, 9_000, alive)
+    buffer = torch.ones(30_000, dtype=torch.bool)
+    cuts = [buffer[:20_000].view(40, 500), buffer[:0], buffer[20_000:27_001]]  # side by side in one storage
+    assert ops.topk_mask(scores, 9_000, alive, out=cuts) is cuts
+    assert torch.equal(flat(cuts), flat(expected)) and bool(buffer[27_001:].all())
+    given = [a.clone() for a in alive]
+    assert ops.topk_mask(scores, 9_000, given, out=given) is given
+    assert torch.equal(flat(given), flat(expected))
+    flags = alive[2].clone()  # what is read overlaps what is written, one place on
+    found = ops.topk_mask([scores[2][1:]], 2_000, [flags[:-1]], out=[flags[1:]])
+    assert torch.equal(found[0], by_threshold([scores[2][1:]], 2_000, [alive[2][:-1]], True, "magnitude"))
+    with pytest.raises(InputError, match="NaN"):
+        ops.topk_mask([torch.full((3,), torch.nan)], 1, out=[given[2][:3]])
+    assert not given[2][:3].any()
+    for out, words in (
+        ([torch.ones(3, 2, dtype=torch.bool).t(), buffer[:4]], r"out\[0\] must be contiguous, got strides"),
+        ([buffer[:6].view(2, 3), buffer[5:9]], "out must be tensors that do not overlap each other"),
+        ([buffer[:6].view(2, 3), buffer[:4]], "out must be tensors that do not overlap each other"),
+        ([buffer[:6].view(2, 3)], "out must be a list of 2 bool tensors"),
+        ([buffer[:6], buffer[6:10]], r"out\[0\] must have shape \[2, 3\]"),
+        ([torch.ones(2, 3), buffer[:4]], r"out\[0\] must be torch.bool"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ops.topk_mask([torch.randn(2, 3), torch.randn(4)], 2, out=out)
 
 
 def test_refusals(each_backend):
@@ -123,33 +259,39 @@ def test_opcheck(each_backend):
     alive = [torch.rand(4, 3) < 0.8, torch.rand(5) < 0.8]
     torch.library.opcheck(torch.ops.acefast.topk_mask, (scores, 3, alive, True, True))
     torch.library.opcheck(torch.ops.acefast.topk_mask, (scores, 3, None, False, False))
+    out = [torch.zeros_like(a) for a in alive]
+    torch.library.opcheck(torch.ops.acefast.topk_mask_out, (scores, 3, alive, True, True, out))
     torch.library.opcheck(torch.ops.acefast.gumbel_topk, (scores, 3, 0.5, 7, alive, True))
     torch.library.opcheck(torch.ops.acefast.exchange, (alive, scores, scores, 1, 0.5, 7))
 
 
-def enumerate_inclusion(logits, k):
-    """Exact inclusion probabilities of k successive draws without replacement from softmax(logits)."""
+def probabilities_of_sets(logits, k):
+    """{picks: exact probability} of every set of k successive draws without replacement from softmax(logits)."""
     weight = torch.softmax(logits.double(), 0).tolist()
-    inclusion = [0.0] * len(weight)
+    sets = dict.fromkeys(itertools.combinations(range(len(weight)), k), 0.0)
     for order in itertools.permutations(range(len(weight)), k):
         probability, left = 1.0, 1.0
         for i in order:
             probability *= weight[i] / left
             left -= weight[i]
-        for i in order:
-            inclusion[i] += probability
-    return inclusion
+        sets[tuple(sorted(order))] += probability
+    return sets
 
 
 @pytest.mark.parametrize("largest", [True, False])
-def test_gumbel_inclusion_frequencies(largest):
-    scores, tau, k, draws = torch.tensor([0.0, 0.4, -0.7, 1.1, 0.2]), 0.6, 2, 4000
-    expected = enumerate_inclusion(scores / tau if largest else -scores / tau, k)
-    counts = torch.zeros(5)
-    for seed in range(draws):
-        counts += ops.gumbel_topk([scores], k, tau, seed=seed, largest=largest)[0]
-    z = [(c - draws * p) / (draws * p * (1 - p)) ** 0.5 for c, p in zip(counts.tolist(), expected, strict=True)]
-    assert max(abs(v) for v in z) < 4, z
+def test_gumbel_picks_follow_the_exact_distribution_of_sets(largest):
+    """Chi-square of the counts of all ten sets of two of five, an element that is not alive apart."""
+    scores, tau, k, draws = torch.tensor([0.0, 0.4, -0.7, 9.0, 1.1, 0.2]), 0.6, 2, 4000
+    alive = torch.tensor([True, True, True, False, True, True])
+    logits = scores[alive] / tau
+    expected = probabilities_of_sets(logits if largest else -logits, k)
+    seen = collections.Counter(
+        tuple(ops.gumbel_topk([scores], k, tau, seed=seed, alive=[alive], largest=largest)[0][alive].nonzero().flatten().tolist())
+        for seed in range(draws)
+    )
+    assert seen.keys() <= expected.keys() and min(expected.values()) * draws > 5
+    square = sum((seen[picks] - draws * p) ** 2 / (draws * p) for picks, p in expected.items())
+    assert scipy.stats.chi2.sf(square, len(expected) - 1) > 0.01, square
 
 
 def test_noise_is_standard_gumbel_and_addressed_by_element():
