@@ -18,10 +18,9 @@
 #include <utility>
 #include <vector>
 
-#include "common/philox.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
-#include "cpu/vec.h"
+#include "cpu/random.h"
 
 namespace acefast {
 
@@ -29,13 +28,13 @@ inline constexpr int kChunkBits = 14;
 inline constexpr int64_t kChunk = int64_t(1) << kChunkBits;  // elements per task
 inline constexpr int64_t kBlock = 1024;                      // elements per inner loop
 inline constexpr int kDigitBits = 16;
-inline constexpr int64_t kCandidates = 1 << 18;  // so many keys are settled without another pass
+inline constexpr int64_t kMinCandidates = 1 << 18, kMaxCandidates = 1 << 20;
 inline constexpr int64_t kFewBins = 32;          // up to so many bins are counted chunk by chunk
 
 template <class T>
 using Key = std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
 
-template <class T>
+template <class T, bool MAGNITUDE>
 struct KeyOf {
   using U = Key<T>;
   static constexpr U sign = U(U(1) << (8 * sizeof(U) - 1));
@@ -43,13 +42,12 @@ struct KeyOf {
                                 : std::is_same_v<T, float>    ? U(0x7F800000u)
                                 : std::is_same_v<T, BFloat16> ? U(0x7F80u)
                                                               : U(0x7C00u);
-  bool magnitude, largest;
-  U flip = largest ? U(0) : U(~U(0));
+  U flip;  // all ones where the smallest are asked for
   // Larger key = picked earlier; -0 and +0 have one key.
   U operator()(U bits) const {
     const U abs = bits & U(~sign);
     U key = abs;
-    if (!magnitude) key = U(bits & sign ? sign - abs : sign + abs);
+    if (!MAGNITUDE) key = U(bits & sign ? sign - abs : sign + abs);
     return key ^ flip;
   }
   static bool nan(U bits) { return U(bits & U(~sign)) > infinity; }
@@ -57,6 +55,7 @@ struct KeyOf {
 
 struct Chunk {
   int64_t tensor, begin, end;
+  int64_t first;  // index of its first element in the concatenation
 };
 
 template <class T, bool MAGNITUDE>
@@ -67,22 +66,23 @@ class Selection {
  public:
   Selection(const std::vector<Tensor>& scores, const std::optional<std::vector<Tensor>>& alive,
             const std::vector<Tensor>& keep, bool largest)
-      : key_{MAGNITUDE, largest} {
+      : key_{largest ? U(0) : kMaxKey} {
     for (size_t t = 0; t < scores.size(); ++t) {
       score_.push_back(ptr<U>(scores[t]));
       alive_.push_back(alive ? ptr<uint8_t>((*alive)[t]) : nullptr);
       keep_.push_back(mutable_ptr<uint8_t>(keep[t]));
       const int64_t n = scores[t].numel();
-      for (int64_t b = 0; b < n; b += kChunk) chunks_.push_back({int64_t(t), b, std::min(n, b + kChunk)});
+      for (int64_t b = 0; b < n; b += kChunk) chunks_.push_back({int64_t(t), b, std::min(n, b + kChunk), total_ + b});
       total_ += n;
     }
+    most_ = std::clamp(total_ / 32, kMinCandidates, kMaxCandidates);
   }
 
   // Writes the masks; returns the status bits.
   int32_t run(int64_t k) {
     Span span = sampled(k);
     for (;;) {
-      const bool collects = span.inside <= kCandidates;
+      const bool collects = span.inside <= most_;
       const Found found = collects ? collect(span) : count(span);
       const int32_t status = int32_t(found.nan) | (k < 0 || k > found.alive ? 2 : 0);
       if (status || k == 0) {
@@ -99,7 +99,7 @@ class Selection {
         });
         return 0;
       } else if (collects) {
-        if (found.inside <= kCandidates) {
+        if (found.inside <= most_) {
           settle(span, k - found.above, found.inside);
           return 0;
         }
@@ -156,39 +156,52 @@ class Selection {
   // A span that holds the k-th key unless luck is bad: three standard deviations around the k-th key's rank in a sample of
   // about n^(2/3) / 2 elements, one at a hashed place of each of as many strata.
   Span sampled(int64_t k) const {
-    const Span all{U(0), kMaxKey, total_};
-    if (total_ < kChunk) return all;
+    if (total_ < kChunk) return {U(0), kMaxKey, total_};
     const int64_t strata = int64_t(std::pow(double(total_), 2.0 / 3) / 2);
-    std::vector<U> keys;
-    keys.reserve(strata);
-    int64_t before = 0;  // elements before the chunk
-    size_t c = 0;
+    std::vector<U> keys(strata);
+    std::vector<uint8_t> living(strata);
+    constexpr int64_t piece = 4 * kPhiloxBlocks;
+    parallel_range(strata, piece, [&](int64_t begin, int64_t end) {
+      uint32_t word[piece];
+      philox_words(0, 0, [&](int b) { return uint64_t(begin) / 4 + b; }, word);
+      const auto place = [&](int64_t s) {
+        const double jitter = double(word[s - begin]) * 0x1p-32;
+        return std::min(total_ - 1, int64_t((double(s) + jitter) * (double(total_) / double(strata))));
+      };
+      const auto starts_after = [](int64_t n, const Chunk& chunk) { return n < chunk.first; };
+      auto chunk = std::upper_bound(chunks_.begin(), chunks_.end(), place(begin), starts_after) - 1;
+      const U* score[piece];
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t n = place(s);
+        while (n - chunk->first >= chunk->end - chunk->begin) ++chunk;
+        const int64_t i = chunk->begin + n - chunk->first;
+        score[s - begin] = score_[chunk->tensor] + i;
+        living[s] = !alive_[chunk->tensor] || alive_[chunk->tensor][i];
+      }
+      for (int64_t s = begin; s < end; ++s) keys[s] = key_(*score[s - begin]);  // by itself: many cache misses at once
+    });
+    int64_t size = 0;  // of those alive
     for (int64_t s = 0; s < strata; ++s) {
-      const double jitter = double(philox_word(0, 0, uint64_t(s))) * 0x1p-32;
-      const int64_t n = std::min(total_ - 1, int64_t((double(s) + jitter) * (double(total_) / double(strata))));
-      while (n - before >= chunks_[c].end - chunks_[c].begin) before += chunks_[c].end - chunks_[c].begin, ++c;
-      const Chunk& chunk = chunks_[c];
-      const int64_t i = chunk.begin + n - before;
-      if (!alive_[chunk.tensor] || alive_[chunk.tensor][i]) keys.push_back(key_(score_[chunk.tensor][i]));
+      keys[size] = keys[s];
+      size += living[s];
     }
-    const double share = std::clamp(double(k) / double(total_), 0.0, 1.0);
-    const double spread = 3 * std::sqrt(double(strata) * share * (1 - share)) + 3;
-    const int64_t first = int64_t(share * double(strata) - spread), last = int64_t(share * double(strata) + spread);
-    Span span = all;
+    if (!size) return {U(0), kMaxKey, total_};
+    const double share = std::clamp(double(k) / double(total_), 0.0, 1.0), rank = share * double(strata);
+    const double spread = 3 * std::sqrt(rank * (1 - share)) + 3;
+    const int64_t first = std::min(int64_t(rank - spread), size - 1), last = int64_t(rank + spread);
+    const auto from = keys.begin(), to = from + size;
     const auto descending = std::greater<U>();
-    const int64_t size = int64_t(keys.size());
+    Span span{U(0), kMaxKey, 0};
     if (last < size) {
-      std::nth_element(keys.begin(), keys.begin() + last, keys.end(), descending);
+      std::nth_element(from, from + last, to, descending);
       span.low = keys[last];
     }
-    if (first >= size)  // nearly all of the alive elements are asked for, or more
-      return {U(0), size ? *std::min_element(keys.begin(), keys.end()) : kMaxKey, total_};
     if (first >= 0) {
-      std::nth_element(keys.begin(), keys.begin() + first, keys.begin() + std::min(last, size), descending);
+      std::nth_element(from, from + first, from + std::min(last, size), descending);
       span.high = keys[first];
     }
-    const int64_t in = std::count_if(keys.begin(), keys.end(), [&](U key) { return U(key - span.low) <= span.range(); });
-    span.inside = int64_t(double(in) / double(strata) * double(total_));
+    const int64_t inside = std::count_if(from, to, [&](U key) { return U(key - span.low) <= span.range(); });
+    span.inside = int64_t(double(inside) / double(strata) * double(total_));
     return span;
   }
 
@@ -196,30 +209,31 @@ class Selection {
   template <class Mark>
   void classify(const U* score, const uint8_t* alive, int64_t n, const Span& span, Found& found, uint8_t* inside,
                 const Mark& mark) const {
+    const auto key_of = key_;
     const U low = span.low, high = span.high, range = span.range();
     U above = 0, in_span = 0, living = 0, nan = 0;  // a block's counts fit the narrowest key
     if (alive) {
 #pragma omp simd reduction(+ : above, in_span, living) reduction(| : nan)
       for (int64_t i = 0; i < n; ++i) {
-        const U key = key_(score[i]), one = U(alive[i]);  // bool storage is 0 or 1
+        const U key = key_of(score[i]), one = U(alive[i]);  // bool storage is 0 or 1
         const U over = U(key > high) & one, in = U(U(key - low) <= range) & one;
         mark(i, uint8_t(over));
         inside[i] = uint8_t(in);
         above += over;
         in_span += in;
         living += one;
-        nan |= U(KeyOf<T>::nan(score[i])) & one;
+        nan |= U(key_.nan(score[i])) & one;
       }
     } else {
 #pragma omp simd reduction(+ : above, in_span) reduction(| : nan)
       for (int64_t i = 0; i < n; ++i) {
-        const U key = key_(score[i]);
+        const U key = key_of(score[i]);
         const U over = U(key > high), in = U(U(key - low) <= range);
         mark(i, uint8_t(over));
         inside[i] = uint8_t(in);
         above += over;
         in_span += in;
-        nan |= U(KeyOf<T>::nan(score[i]));
+        nan |= U(key_.nan(score[i]));
       }
       living = U(n);
     }
@@ -229,14 +243,18 @@ class Selection {
     found.inside += in_span;
   }
 
-  // Calls f(i) for each flag that is set, in order. `flags` holds kBlock bytes.
+  // Calls f(i) for each flag that is set, in order. `flags` holds kBlock bytes of 0 or 1.
   template <class F>
   static void each_set(const uint8_t* flags, int64_t n, const F& f) {
-    for (int64_t i = 0; i < n; i += 8) {
-      uint64_t word;
-      std::memcpy(&word, flags + i, 8);
-      if (n - i < 8) word &= (uint64_t(1) << (8 * (n - i))) - 1;
-      for (; word; word &= word - 1) f(i + __builtin_ctzll(word) / 8);
+    for (int64_t i0 = 0; i0 < n; i0 += 64) {
+      uint64_t set = 0;  // bit i: flag i0 + i
+      for (int64_t byte = 0; byte < 8; ++byte) {
+        uint64_t word;
+        std::memcpy(&word, flags + i0 + 8 * byte, 8);
+        set |= (word * 0x0102040810204080u >> 56) << (8 * byte);
+      }
+      if (n - i0 < 64) set &= (uint64_t(1) << (n - i0)) - 1;
+      for (; set; set &= set - 1) f(i0 + __builtin_ctzll(set));
     }
   }
 
@@ -253,52 +271,55 @@ class Selection {
 
   // keep = key above the span; the elements inside become candidates, as far as there is room.
   Found collect(const Span& span) {
-    candidates_.reset(new Candidate[std::min(kCandidates, total_)]);
+    candidates_.reset(new Candidate[std::min(most_, total_)]);
     std::atomic<int64_t> used{0};
     std::vector<Found> parts(chunks_.size());
     each([&](int64_t c, int64_t, const U* score, const uint8_t* alive, int64_t n) {
       uint8_t inside[kBlock];
       uint8_t* keep = out(c);
+      Found found;
       for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
-        const int64_t m = std::min(kBlock, n - i0), before = parts[c].inside;
-        classify(score + i0, alive ? alive + i0 : nullptr, m, span, parts[c], inside,
+        const int64_t m = std::min(kBlock, n - i0), before = found.inside;
+        classify(score + i0, alive ? alive + i0 : nullptr, m, span, found, inside,
                  [&](int64_t i, uint8_t above) { keep[i0 + i] = above; });
-        const int64_t here = parts[c].inside - before;
+        const int64_t here = found.inside - before;
         if (!here) continue;
         const int64_t first = used.fetch_add(here, std::memory_order_relaxed);
-        if (first + here > kCandidates) continue;
+        if (first + here > most_) continue;
         Candidate* next = candidates_.get() + first;
         each_set(inside, m, [&](int64_t i) {
           *next++ = {key_(score[i0 + i]), uint64_t(c) << kChunkBits | uint64_t(i0 + i)};
         });
       }
+      parts[c] = found;
     });
     return sum(parts);
   }
 
   // Takes the first `quota` of the `count` candidates of the span by (key, index): those of the bins above the one in which
   // the quota runs out, and the best of that one.
-  void settle(const Span& span, int64_t quota, int64_t count) const {
+  void settle(const Span& span, int64_t quota, int64_t count) {
     constexpr int kBits = 11;
     int shift = 0;
     while (uint64_t(span.range() >> shift) >> kBits) ++shift;
     const auto bin_of = [&](const Candidate& candidate) { return int64_t(U(candidate.key - span.low) >> shift); };
-    const auto take = [&](const Candidate& candidate) {
-      out(int64_t(candidate.place >> kChunkBits))[candidate.place & (kChunk - 1)] = 1;
+    const auto flag = [&](const Candidate& candidate) -> uint8_t& {
+      return out(int64_t(candidate.place >> kChunkBits))[candidate.place & (kChunk - 1)];
     };
     std::vector<int64_t> bins(size_t(1) << kBits);
     for (int64_t n = 0; n < count; ++n) ++bins[bin_of(candidates_[n])];
     int64_t last = int64_t(bins.size()) - 1;
     while (bins[last] < quota) quota -= bins[last--];
-    std::vector<Candidate> rest;
-    rest.reserve(bins[last]);
+    Candidate* rest = candidates_.get();  // those of the last bin, moved to the front
     for (int64_t n = 0; n < count; ++n) {
-      const int64_t bin = bin_of(candidates_[n]);
-      if (bin > last) take(candidates_[n]);
-      if (bin == last) rest.push_back(candidates_[n]);
+      const Candidate candidate = candidates_[n];
+      const int64_t bin = bin_of(candidate);
+      flag(candidate) = bin > last;
+      *rest = candidate;
+      rest += bin == last;
     }
-    std::nth_element(rest.begin(), rest.begin() + (quota - 1), rest.end());
-    std::for_each(rest.begin(), rest.begin() + quota, take);
+    std::nth_element(candidates_.get(), candidates_.get() + (quota - 1), rest);
+    std::for_each(candidates_.get(), candidates_.get() + quota, [&](const Candidate& candidate) { flag(candidate) = 1; });
   }
 
   // Counts the keys inside the span by bins of equal width, into totals_; by chunk as well where the bins are few.
@@ -324,14 +345,18 @@ class Selection {
       if (!few && seen[w] > int64_t(1) << 31) flush(w);
       seen[w] += n;
       uint16_t* mine = few ? by_chunk_.data() + c * bins : nullptr;
+      Found found;
       for (int64_t i0 = 0; i0 < n; i0 += kBlock) {
         const int64_t m = std::min(kBlock, n - i0);
-        classify(score + i0, alive ? alive + i0 : nullptr, m, span, parts[c], inside, [](int64_t, uint8_t) {});
-        if (few)
+        classify(score + i0, alive ? alive + i0 : nullptr, m, span, found, inside, [](int64_t, uint8_t) {});
+        if (bins == 1)
+          *mine = uint16_t(found.inside);
+        else if (few)
           each_set(inside, m, [&](int64_t i) { ++mine[U(key_(score[i0 + i]) - span.low) >> shift]; });
         else
           each_set(inside, m, [&](int64_t i) { ++counts[w][U(key_(score[i0 + i]) - span.low) >> shift]; });
       }
+      parts[c] = found;
     });
     for (size_t w = 0; w < counts.size(); ++w)
       if (!counts[w].empty()) flush(w);
@@ -352,12 +377,13 @@ class Selection {
 
   // keep = alive and key >= from
   void write_chunk(uint8_t* keep, const U* score, const uint8_t* alive, int64_t n, U from) const {
+    const auto key_of = key_;
     if (alive) {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) keep[i] = (key_(score[i]) >= from) & (alive[i] != 0);
+      for (int64_t i = 0; i < n; ++i) keep[i] = (key_of(score[i]) >= from) & (alive[i] != 0);
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) keep[i] = key_(score[i]) >= from;
+      for (int64_t i = 0; i < n; ++i) keep[i] = key_of(score[i]) >= from;
     }
   }
 
@@ -394,12 +420,13 @@ class Selection {
     });
   }
 
-  KeyOf<T> key_;
+  KeyOf<T, MAGNITUDE> key_;
   std::vector<const U*> score_;
   std::vector<const uint8_t*> alive_;
   std::vector<uint8_t*> keep_;
   std::vector<Chunk> chunks_;
   int64_t total_ = 0;
+  int64_t most_;  // candidates that are settled without another pass
   std::unique_ptr<Candidate[]> candidates_;
   std::vector<int64_t> totals_;      // keys in each bin of the last count
   std::vector<uint16_t> by_chunk_;  // the same [chunks, bins] where the bins are few
