@@ -65,27 +65,30 @@ def masked_adam(
     Raises InputError for wrong lengths, shapes, dtypes, devices or layouts. No host synchronisation.
     `acefast.optim.MaskedAdam` holds the state.
     """
-    if not isinstance(theta, list | tuple) or not theta or not isinstance(theta[0], Tensor):
+    if not isinstance(theta, list | tuple) or not theta or not all(isinstance(t, Tensor) for t in theta):
         raise InputError(f"masked_adam: theta must be a non-empty list of tensors, got {type(theta).__name__}")
     first = theta[0]
     if first.dtype not in (torch.float32, torch.float64):
         raise InputError(f"masked_adam: theta must be float32 or float64, got {first.dtype}")
     if (mask is None) != (mask_moments is None) or (mask is None) != (mask_settings is None):
         raise InputError("masked_adam: mask, mask_moments and mask_settings must be given together or not at all")
-    like = {"theta": theta, "theta_moments[0]": theta_moments[0], "theta_moments[1]": theta_moments[1]}
-    if mask is not None:
-        like |= {"mask": mask, "mask_moments[0]": mask_moments[0], "mask_moments[1]": mask_moments[1]}
-    spread = {"grad": grad} if weight is None else {"grad": grad, "weight": weight}
-    for name, tensors in (like if place is not None else like | spread).items():
-        _check_list(name, tensors, theta, first.dtype, first.device)
-    if place is not None:
-        for name, tensors in spread.items():
-            _check_list(name, tensors, grad, first.dtype, first.device, len(theta))
-        if not place or place[0].dtype not in (torch.int32, torch.int64):
-            raise InputError(f"masked_adam: place must hold int32 or int64 tensors, got {place[0].dtype if place else 'none'}")
-        _check_list("place", place, theta, place[0].dtype, first.device)
-    if keep is not None:
-        _check_list("keep", keep, theta, torch.bool, first.device)
+    shapes = [t.shape for t in theta]
+    spread = shapes if place is None else [getattr(g, "shape", None) for g in grad]
+    index = place[0].dtype if place else None
+    if place is not None and index not in (torch.int32, torch.int64):
+        raise InputError(f"masked_adam: place must hold int32 or int64 tensors, got {index}")
+    moments = {"theta_moments": theta_moments, "mask_moments": mask_moments or ()}
+    for name, tensors, like, dtype in (
+        ("theta", theta, shapes, first.dtype),
+        ("mask", mask, shapes, first.dtype),
+        *((f"{name}[{n}]", part, shapes, first.dtype) for name, pair in moments.items() for n, part in enumerate(pair)),
+        ("grad", grad, spread, first.dtype),
+        ("weight", weight, spread, first.dtype),
+        ("place", place, shapes, index),
+        ("keep", keep, shapes, torch.bool),
+    ):
+        if tensors is not None:
+            _check_list(name, tensors, like, dtype, first.device, len(theta))
     checks.vector("masked_adam", "step", step, (1,), torch.int64, first.device)
     with torch.no_grad():
         backend.call(
@@ -94,14 +97,14 @@ def masked_adam(
         )  # fmt: skip
 
 
-def _check_list(name: str, tensors, like, dtype, device, length=None) -> None:
-    length = len(like) if length is None else length
+def _check_list(name: str, tensors, shapes, dtype, device, length: int) -> None:
     if len(tensors) != length:
         raise InputError(f"masked_adam: {name} must have {length} tensors like theta, got {len(tensors)}")
-    for position, (t, other) in enumerate(zip(tensors, like, strict=True)):
-        if t is None:
-            raise InputError(f"masked_adam: {name} must hold tensors, got None")
-        checks.vector("masked_adam", f"{name}[{position}]", t, other.shape, dtype, device)
+    for position, (t, shape) in enumerate(zip(tensors, shapes, strict=True)):
+        if not isinstance(t, Tensor):
+            raise InputError(f"masked_adam: {name}[{position}] must be a tensor, got {type(t).__name__}")
+        if t.dtype != dtype or t.shape != shape or t.device != device:
+            checks.vector("masked_adam", f"{name}[{position}]", t, shape, dtype, device)
         if not t.is_contiguous():
             raise InputError(f"masked_adam: {name}[{position}] must be contiguous, got strides {t.stride()}")
 

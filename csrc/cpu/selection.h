@@ -243,7 +243,7 @@ class Selection {
     found.inside += in_span;
   }
 
-  // Calls f(i) for each flag that is set, in order. `flags` holds kBlock bytes of 0 or 1.
+  // Calls f(i) for each flag that is set, in order. `flags` holds kBlock bytes, the first n 0 or 1.
   template <class F>
   static void each_set(const uint8_t* flags, int64_t n, const F& f) {
     for (int64_t i0 = 0; i0 < n; i0 += 64) {
@@ -251,7 +251,7 @@ class Selection {
       for (int64_t byte = 0; byte < 8; ++byte) {
         uint64_t word;
         std::memcpy(&word, flags + i0 + 8 * byte, 8);
-        set |= (word * 0x0102040810204080u >> 56) << (8 * byte);
+        set |= ((word & 0x0101010101010101u) * 0x0102040810204080u >> 56) << (8 * byte);  // bytes from n on may hold anything
       }
       if (n - i0 < 64) set &= (uint64_t(1) << (n - i0)) - 1;
       for (; set; set &= set - 1) f(i0 + __builtin_ctzll(set));

@@ -174,6 +174,7 @@ def test_refusals(each_backend):
     for changes, words in (
         (dict(theta=[]), "theta must be a non-empty list of tensors"),
         (dict(theta=torch.ones(3)), "theta must be a non-empty list of tensors"),
+        (dict(theta=[torch.ones(2, 3), None]), "theta must be a non-empty list of tensors"),
         (dict(theta=like(dtype=torch.float16)), "theta must be float32 or float64, got torch.float16"),
         (dict(theta=[torch.ones(2, 3), torch.ones(4).double()]), r"theta\[1\] must be torch.float32, got torch.float64"),
         (dict(theta=[turned, torch.ones(4)]), r"theta\[0\] must be contiguous, got strides \(1, 2\)"),
@@ -182,7 +183,7 @@ def test_refusals(each_backend):
         (dict(mask_moments=None), "mask, mask_moments and mask_settings must be given together"),
         (dict(mask=like((2, 3))), "mask must have 2 tensors like theta, got 1"),
         (dict(grad=like((2, 3), (5,))), r"grad\[1\] must have shape \[4\], got \[5\]"),
-        (dict(grad=[torch.ones(2, 3), None]), "grad must hold tensors, got None"),
+        (dict(grad=[torch.ones(2, 3), None]), r"grad\[1\] must be a tensor, got NoneType"),
         (dict(weight=like((2, 3), (4, 1))), r"weight\[1\] must have shape \[4\], got \[4, 1\]"),
         (dict(theta_moments=(like(), like((3, 2), (4,)))), r"theta_moments\[1\]\[0\] must have shape \[2, 3\]"),
         (dict(mask_moments=(like(dtype=torch.float64), like())), r"mask_moments\[0\]\[0\] must be torch.float32"),
