@@ -113,7 +113,7 @@ def large_scores(kind, dtype):
     if kind == "equal":
         return torch.full((LARGE,), -2.0, dtype=dtype)
     if kind == "few values":
-        return (1 + torch.randint(0, 7, (LARGE,), generator=draw) * torch.finfo(dtype).eps).to(dtype)
+        return (1 + torch.randint(0, 6, (LARGE,), generator=draw) * torch.finfo(dtype).eps).to(dtype)
     if kind == "one value among many":  # in the middle of neighbours, so many that it needs another pass
         steps = torch.randint(-60, 60, (LARGE,), generator=draw).double() * (torch.rand(LARGE, generator=draw) < 0.6)
         return (1.5 + steps * torch.finfo(dtype).eps).to(dtype)
@@ -126,11 +126,17 @@ def large_scores(kind, dtype):
         scores[place] = 1e4
     elif kind == "sample of one middle value":
         scores[place] = 0.5
+    elif kind == "one middle value but for the sample":
+        scores = torch.full_like(scores, 0.5).index_copy(0, place, scores[place])
+    elif kind == "half zeros":
+        scores *= torch.rand(LARGE, generator=draw) < 0.5
     return scores.to(dtype)
 
 
-KINDS = ["random", "fresh mask", "equal", "few values", "one value among many", "ascending", "sample of the lowest",
-         "sample of the highest", "sample of one middle value"]  # fmt: skip
+KINDS = [
+    "random", "fresh mask", "equal", "few values", "one value among many", "ascending", "half zeros", "sample of the lowest",
+    "sample of the highest", "sample of one middle value", "one middle value but for the sample",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
