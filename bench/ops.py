@@ -3,6 +3,7 @@
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -486,19 +487,19 @@ def prune_groups(options) -> Iterator[list[Row]]:
 
 def masked_adam_groups(options) -> Iterator[list[Row]]:
     """A first step on both factors and the new product, each call on fresh copies that are made outside of its time."""
-    settings = ops.AdamSettings(lr=1e-2), ops.AdamSettings(lr=1e-3)
-    for count in (10**6, 10**7):
+    for count, l1 in itertools.product((10**6, 10**7), (0.0, 1e-2)):
+        settings = ops.AdamSettings(lr=1e-2), ops.AdamSettings(lr=1e-3, l1=l1)
         size = max(1, round(count * min(1.0, options.scale or 1.0)) // ADAM_TENSORS)
         inputs = Inputs(options)
         theta, mask, grad = ([inputs.learned(size) for _ in range(ADAM_TENSORS)] for _ in range(3))
         state, others = [], {}
 
-        def prepare(theta=theta, mask=mask, state=state, others=others):
+        def prepare(theta=theta, mask=mask, state=state, others=others, settings=settings):
             moments = [tuple([torch.zeros_like(t) for t in theta] for _ in range(2)) for _ in range(2)]
             state[:] = [t.clone() for t in theta], [t.clone() for t in mask], *moments
             others |= peers.masked_adam(*state, settings)
 
-        def ours(grad=grad, state=state):
+        def ours(grad=grad, state=state, settings=settings):
             weight, step = [torch.empty_like(g) for g in grad], torch.zeros(1, dtype=torch.int64, device=options.device)
             ops.masked_adam(grad, *state, step, *settings, weight=weight)
             return *state[0], *state[1], *weight
@@ -514,8 +515,9 @@ def masked_adam_groups(options) -> Iterator[list[Row]]:
         yield compare(
             ours_on(options.device, "masked_adam", ours) | {name: theirs(name) for name in others},
             lambda a, b, dtype=inputs.wide: close(a, b, dtype), options.device, options.budget, options.copy_bytes_per_s,
-            14 * ADAM_TENSORS * size * inputs.wide.itemsize, prepare=prepare, op="masked_adam", variant="theta and mask",
-            shape=f"{ADAM_TENSORS} tensors, n={ADAM_TENSORS * size}", case="fwd", dtype=str(inputs.wide).removeprefix("torch."),
+            14 * ADAM_TENSORS * size * inputs.wide.itemsize, prepare=prepare, op="masked_adam",
+            variant="theta and mask" + (", L1 of the mask" if l1 else ""), shape=f"{ADAM_TENSORS} tensors, n={ADAM_TENSORS * size}",
+            case="fwd", dtype=str(inputs.wide).removeprefix("torch."),
         )  # fmt: skip
 
 

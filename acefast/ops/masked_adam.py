@@ -103,7 +103,7 @@ def _check_list(name: str, tensors, shapes, dtype, device, length: int) -> None:
     for position, (t, shape) in enumerate(zip(tensors, shapes, strict=True)):
         if not isinstance(t, Tensor):
             raise InputError(f"masked_adam: {name}[{position}] must be a tensor, got {type(t).__name__}")
-        if t.dtype != dtype or t.shape != shape or t.device != device:
+        if t.dtype is not dtype or t.shape != shape or t.device != device:
             checks.vector("masked_adam", f"{name}[{position}]", t, shape, dtype, device)
         if not t.is_contiguous():
             raise InputError(f"masked_adam: {name}[{position}] must be contiguous, got strides {t.stride()}")

@@ -352,8 +352,12 @@ def masked_adam(theta: list, mask: list, theta_moments: tuple, mask_moments: tup
 
         @torch.no_grad()
         def step(grad):
-            for p, g in zip(parameters, torch._foreach_mul(grad, mask) + torch._foreach_mul(grad, theta), strict=True):
-                p.grad = g
+            grads = torch._foreach_mul(grad, mask), torch._foreach_mul(grad, theta)
+            for part, of_part, s in zip((theta, mask), grads, settings, strict=True):
+                if s.l1:
+                    torch._foreach_add_(of_part, torch._foreach_sign(part), alpha=s.l1)
+                for p, g in zip(part, of_part, strict=True):
+                    p.grad = g
             adam.step()
             return torch._foreach_mul(theta, mask)
 

@@ -49,12 +49,12 @@ struct Factor {
 };
 
 // n elements; weight receives theta * mask.
-template <class A, bool KEEP, bool MASK>
-void update(const A* __restrict grad, const uint8_t* keep, Factor<A> theta, Factor<A> mask, A* __restrict weight, int64_t n,
+template <class A, bool MASK>
+void update(const A* __restrict grad, const uint8_t* __restrict keep, Factor<A> theta, Factor<A> mask, A* __restrict weight, int64_t n,
             const Adam<A>& of_theta, const Adam<A>& of_mask) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const bool there = !KEEP || keep[i];
+    const bool there = keep[i];
     const A p = theta.value[i], m = MASK ? mask.value[i] : A(1);
     A mean = theta.mean[i], square = theta.square[i];
     const A new_p = of_theta(p, grad[i] * m, mean, square);
@@ -73,6 +73,12 @@ void update(const A* __restrict grad, const uint8_t* keep, Factor<A> theta, Fact
   }
 }
 
+// The flags of a block where all of it exists.
+struct AllTrue {
+  uint8_t flags[kAdamBlock];
+  constexpr AllTrue() : flags() { std::fill_n(flags, kAdamBlock, uint8_t(1)); }
+};
+
 // Elements of one position of the lists, from `begin` on.
 template <class A, class I>
 struct Parameter {
@@ -87,15 +93,13 @@ struct Parameter {
     for (int64_t i = begin; i < end; i += kAdamBlock) {
       const int64_t n = std::min(kAdamBlock, end - i);
       A near[kAdamBlock], product[kAdamBlock];
+      static constexpr AllTrue all;
       if (place)
         for (int64_t k = 0; k < n; ++k) near[k] = grad[place[i + k]];
       const A* g = place ? near : grad + i;
       A* out = weight && !place ? weight + i : product;
       const Factor<A> m = MASK ? mask.at(i) : mask;
-      if (keep)
-        update<A, true, MASK>(g, keep + i, theta.at(i), m, out, n, of_theta, of_mask);
-      else
-        update<A, false, MASK>(g, nullptr, theta.at(i), m, out, n, of_theta, of_mask);
+      update<A, MASK>(g, keep ? keep + i : all.flags, theta.at(i), m, out, n, of_theta, of_mask);
       if (weight && place)
         for (int64_t k = 0; k < n; ++k) weight[place[i + k]] = product[k];
     }
