@@ -48,28 +48,30 @@ struct Factor {
   Factor at(int64_t i) const { return {value + i, mean + i, square + i}; }
 };
 
-// n elements; weight receives theta * mask.
+// n elements; weight receives theta * mask. The settings come by value, or the stores might change them and nothing is vectorised.
 template <class A, bool MASK>
 void update(const A* __restrict grad, const uint8_t* __restrict keep, Factor<A> theta, Factor<A> mask, A* __restrict weight, int64_t n,
-            const Adam<A>& of_theta, const Adam<A>& of_mask) {
+            const Adam<A> of_theta, const Adam<A> of_mask) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const bool there = keep[i];
-    const A p = theta.value[i], m = MASK ? mask.value[i] : A(1);
+    const A p = theta.value[i];
+    const A m = MASK ? mask.value[i] : A(1);
     A mean = theta.mean[i], square = theta.square[i];
     const A new_p = of_theta(p, grad[i] * m, mean, square);
     theta.value[i] = there ? new_p : p;
     theta.mean[i] = there ? mean : theta.mean[i];
     theta.square[i] = there ? square : theta.square[i];
-    A new_m = A(1);
     if constexpr (MASK) {
       A mask_mean = mask.mean[i], mask_square = mask.square[i];
-      new_m = of_mask(m, grad[i] * p, mask_mean, mask_square);
+      const A new_m = of_mask(m, grad[i] * p, mask_mean, mask_square);
       mask.value[i] = there ? new_m : m;
       mask.mean[i] = there ? mask_mean : mask.mean[i];
       mask.square[i] = there ? mask_square : mask.square[i];
+      weight[i] = there ? new_p * new_m : A(0);
+    } else {
+      weight[i] = there ? new_p : A(0);
     }
-    weight[i] = there ? new_p * new_m : A(0);
   }
 }
 
