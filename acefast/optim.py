@@ -80,6 +80,12 @@ class MaskedAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.update()
+        return loss
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """``step`` without the hooks of torch.optim, which cost more than the update of a small network."""
         for group in self.param_groups:
             params = group["params"]
             if any(p.grad is None for p in params):
@@ -96,7 +102,6 @@ class MaskedAdam(torch.optim.Optimizer):
                 all_of("mask_square") or [], [_flat(p.data) for p in params], group["step"],
                 _settings(group, ""), _settings(group, "mask_"),
             )  # fmt: skip
-        return loss
 
     def factors(self, p: torch.nn.Parameter) -> list[Tensor]:
         """The parameter's own state that training changes: [theta] or [theta, mask] of the kept elements, in memory order."""

@@ -225,9 +225,10 @@ class _Fast:
         return {"blocks": blocks}, x.take(rows) if isinstance(x, CSR) else x[rows], None
 
     def step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
+        for leaf in self.leaves:
+            leaf.grad = None
         loss.backward()
-        self.optimizer.step()
+        self.optimizer.update()
 
     def show_tracked(self) -> None:
         for leaf in self.leaves:

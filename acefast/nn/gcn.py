@@ -65,7 +65,8 @@ class GCNConv(nn.Module):
         loops = None
         if self.add_self_loops:
             dtype = torch.float32 if edge_mask is None else edge_mask.dtype
-            loops = graph.missing_self_loops(edge_keep).to(dtype) * (2 if self.improved else 1)
+            loops = graph.missing_self_loops(edge_keep).to(dtype)
+            loops = 2 * loops if self.improved else loops
         if not self.normalize:
             return None, loops
         return ops.gcn_norm(graph, edge_mask, edge_keep, False if loops is None else loops, self.degrees)
