@@ -492,15 +492,17 @@ def masked_adam_groups(options) -> Iterator[list[Row]]:
         size = max(1, round(count * min(1.0, options.scale or 1.0)) // ADAM_TENSORS)
         inputs = Inputs(options)
         theta, mask, grad = ([inputs.learned(size) for _ in range(ADAM_TENSORS)] for _ in range(3))
-        state, others = [], {}
+        state, weight, others = [], [], {}
+        step = torch.zeros(1, dtype=torch.int64, device=options.device)
 
-        def prepare(theta=theta, mask=mask, state=state, others=others, settings=settings):
+        def prepare(theta=theta, mask=mask, state=state, weight=weight, others=others, settings=settings, step=step):
             moments = [tuple([torch.zeros_like(t) for t in theta] for _ in range(2)) for _ in range(2)]
             state[:] = [t.clone() for t in theta], [t.clone() for t in mask], *moments
             others |= peers.masked_adam(*state, settings)
+            weight[:] = [torch.zeros_like(t) for t in theta]  # as a module holds it
+            step.zero_()
 
-        def ours(grad=grad, state=state, settings=settings):
-            weight, step = [torch.empty_like(g) for g in grad], torch.zeros(1, dtype=torch.int64, device=options.device)
+        def ours(grad=grad, state=state, weight=weight, settings=settings, step=step):
             ops.masked_adam(grad, *state, step, *settings, weight=weight)
             return *state[0], *state[1], *weight
 
