@@ -148,8 +148,7 @@ def test_large_inputs_take_the_right_picks_on_any_number_of_threads(kind, dtype)
     alive = [torch.rand(s.shape, generator=draw) < 0.8 for s in scores] if dtype in (torch.float32, torch.bfloat16) else None
     total = int(flat(alive).sum()) if alive else LARGE
     for k, largest, by in (
-        (total // 5, False, "magnitude"), (total // 2, True, "value"), (1, True, "magnitude"), (total - 3, True, "value"),
-        (total, False, "value"),
+        (total // 5, False, "magnitude"), (total // 2, True, "value"), (total - 3, True, "magnitude"), (total, False, "value"),
     ):  # fmt: skip
         expected = by_threshold(scores, k, alive, largest, by)
         for threads in (1, 2):
