@@ -11,29 +11,42 @@ class KeptWeights:
     with a sparse x then cost as many multiplications as entries of x meet kept weights.
 
     Attributes (treat as read-only): keep bool [O, K]; ptr int64 [K+1], the entries of column k being ptr[k] .. ptr[k+1]; out
-    int32 [P], the row of each entry, ascending within a column. Raises InputError for another dtype or shape of `keep`.
+    int32 [P], the row of each entry, ascending within a column; values float [P] or None: the weights themselves in the
+    lists' order, which then stand for the weight given to an op and take its gradient. Raises InputError for another dtype or
+    shape of `keep`.
     """
 
-    def __init__(self, keep: Tensor):
+    def __init__(self, keep: Tensor, values: Tensor | None = None):
         if keep.dtype != torch.bool or keep.dim() != 2:
             raise InputError(f"KeptWeights: keep must be bool [O, K], got {keep.dtype} {list(keep.shape)}")
         columns, rows = keep.t().nonzero(as_tuple=True)
-        self.keep, self.out = keep, rows.int()
+        self.keep, self.out, self.values = keep, rows.int(), values
         self.ptr = torch.zeros(keep.size(1) + 1, dtype=torch.int64, device=keep.device)
         torch.cumsum(torch.bincount(columns, minlength=keep.size(1)), 0, out=self.ptr[1:])
         self._columns = columns
-        self._places: dict[bool, Tensor] = {}
+        self._places: dict[bool | None, Tensor] = {}
 
     @property
     def shape(self) -> torch.Size:
         return self.keep.shape
 
-    def places(self, turned: bool) -> Tensor:
-        """Position of each entry in the memory of a weight [O, K] that lies row by row, or column by column (`turned`); int64
-        [P]."""
+    def listed(self, weight: Tensor) -> Tensor:
+        """The kept entries of `weight` [O, K] in the lists' order, [P]."""
+        return weight[self.out.long(), self._columns]
+
+    def spread(self, values: Tensor, over: Tensor) -> Tensor:
+        """A copy of `over` [O, K] with `values` [P] at the kept entries; differentiable in `values`."""
+        return over.index_put((self.out.long(), self._columns), values)
+
+    def places(self, turned: bool | None) -> Tensor:
+        """Position of each entry in the memory of a weight [O, K] that lies row by row, or column by column (`turned`), or of
+        `values` (None); int64 [P]."""
         if turned not in self._places:
             rows, (outputs, inputs) = self.out.long(), self.shape
-            self._places[turned] = self._columns * outputs + rows if turned else rows * inputs + self._columns
+            if turned is None:
+                self._places[turned] = torch.arange(rows.numel(), device=rows.device)
+            else:
+                self._places[turned] = self._columns * outputs + rows if turned else rows * inputs + self._columns
         return self._places[turned]
 
     @staticmethod

@@ -1,5 +1,6 @@
 """One training loop for all: Adam over weights and soft masks, evaluation after each epoch, best epoch kept."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
 from acefast.kept import KeptWeights
+from acefast.nn import Network
 from acefast.optim import MaskedAdam
 from acefast.pruning import Pattern, SoftMasks
 
@@ -173,37 +175,34 @@ class _Fast:
         self.parameters = dict(model.named_parameters())
         soft = {} if masks is None else masks.weights
         keeps = {} if pattern is None else pattern.weights
-        lists = {}
+        self.lists, self.trained = {}, {}  # weights held as lists of the kept ones; what is trained, by parameter name
         with torch.no_grad():
             for name, p in self.parameters.items():
-                # A weight that meets sparse features lies transposed, so that it is gathered row by row.
-                turned = isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features
-                if turned and name in keeps and KeptWeights.pays(keeps[name]):
-                    lists[name] = KeptWeights(keeps[name])
-                p.data = start[name].t().clone(memory_format=torch.contiguous_format).t() if turned else start[name].clone()
-        self.inputs = (self.edge_mask, edges, {}, lists)
+                p.data = start[name].clone()
+                self.trained[name] = p
+                if isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features:  # meets sparse features
+                    if isinstance(model, Network) and name in keeps and KeptWeights.pays(keeps[name]):
+                        kept = self.lists[name] = KeptWeights(keeps[name])
+                        kept.values = self.trained[name] = torch.nn.Parameter(kept.listed(p))
+                    else:  # it lies transposed, so that it is gathered row by row
+                        p.data = p.data.t().contiguous().t()
+        self.inputs = (self.edge_mask, edges, {}, self.lists)
         theta = dict(lr=schedule.lr, weight_decay=schedule.weight_decay)
         mask = dict(lr=schedule.mask_lr, weight_decay=schedule.mask_weight_decay)
 
-        def existing(names):
-            return None if pattern is None else [keeps[name] for name in names]
+        def group(listed, masked, kept, **settings):
+            names = [name for name in self.parameters if ((name in self.lists), (name in soft), (name in keeps)) == (listed, masked, kept)]
+            masks = [self.lists[name].listed(soft[name]) if listed else soft[name] for name in names] if masked else None
+            keep = [keeps[name] for name in names] if kept and not listed else None
+            return {"params": [self.trained[name] for name in names], "masks": masks, "keep": keep, **settings}
 
-        masked = [name for name in self.parameters if name in soft]
-        pruned = [name for name in self.parameters if name in keeps and name not in soft]
-        plain = [name for name in self.parameters if name not in soft and name not in keeps]
-        groups = [
-            {"params": masked, "masks": [soft[name] for name in masked], "keep": existing(masked), **theta,
-             "mask_lr": mask["lr"], "mask_weight_decay": mask["weight_decay"], "mask_l1": schedule.s2},
-            {"params": pruned, "keep": existing(pruned), **theta},
-            {"params": plain, **theta},
-        ]  # fmt: skip
-        for group in groups:
-            group["params"] = [self.parameters[name] for name in group["params"]]
+        soft_settings = {"mask_lr": mask["lr"], "mask_weight_decay": mask["weight_decay"], "mask_l1": schedule.s2}
+        groups = [group(*kind, **theta, **soft_settings) for kind in itertools.product((False, True), repeat=3)]
         if self.edge_mask is not None:
             groups.append({"params": [self.edge_mask], "keep": None if pattern is None else [pattern.edges], **mask,
                            "l1": schedule.s1})  # fmt: skip
         self.optimizer = MaskedAdam([group for group in groups if group["params"]])
-        self.leaves = [*self.parameters.values(), *([] if self.edge_mask is None else [self.edge_mask])]
+        self.leaves = [*self.trained.values(), *([] if self.edge_mask is None else [self.edge_mask])]
         self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)]
         self.parts = {}
 
@@ -238,10 +237,13 @@ class _Fast:
     def finish(self):
         masks, weights = {}, {}
         for name, p in self.parameters.items():
-            theta, *mask = self.optimizer.factors(p)
-            weights[name] = self.optimizer.expand(p, theta, self.start[name])
-            if mask:
-                masks[name] = self.optimizer.expand(p, mask[0])
+            theta, *mask = self.optimizer.factors(self.trained[name])
+            if name in self.lists:
+                weights[name] = self.lists[name].spread(theta, self.start[name])
+                masks |= {name: self.lists[name].spread(m, torch.zeros_like(p)) for m in mask}
+            else:
+                weights[name] = self.optimizer.expand(p, theta, self.start[name])
+                masks |= {name: self.optimizer.expand(p, m) for m in mask}
             p.data = weights[name].clone()
         edges = None if self.edge_mask is None else self.edge_mask.detach()
         return SoftMasks(edges, masks) if edges is not None or masks else None, weights

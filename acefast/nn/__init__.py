@@ -7,6 +7,7 @@ from acefast.nn.gcn import GCN, GCNConv
 from acefast.nn.gen import GENConv, MessageNorm, ResGCN
 from acefast.nn.gin import GIN, GINConv
 from acefast.nn.linear import MaskedLinear
+from acefast.nn.network import Network
 
 BACKBONES = {"gcn": GCN, "gin": GIN, "gat": GAT}
 
@@ -32,6 +33,7 @@ __all__ = [
     "GINConv",
     "MaskedLinear",
     "MessageNorm",
+    "Network",
     "ResGCN",
     "build",
     "dropout",

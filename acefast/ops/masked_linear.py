@@ -46,8 +46,13 @@ def masked_linear(
     checks.vector("masked_linear", "keep", keep, shape, torch.bool, device)
     checks.choice("masked_linear", "mask_grad", mask_grad, ("kept", "all"))
     turned = weight.t().is_contiguous() and not weight.is_contiguous()
+    if kept is not None and kept.values is not None:
+        if not sparse or mask is not None:
+            weight, turned = kept.spread(kept.values, torch.zeros_like(weight)), False
+        else:
+            turned = None
     if sparse and mask is None and kept is not None:
-        flat = weight.t().reshape(-1) if turned else weight.reshape(-1)
+        flat = kept.values if turned is None else weight.t().reshape(-1) if turned else weight.reshape(-1)
         return backend.call(
             "masked_linear_kept", x.rowptr, x.col, x.value, *x.transpose_arrays(), flat, kept.ptr, kept.out, kept.places(turned), bias, shape[0]
         )

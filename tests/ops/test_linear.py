@@ -217,6 +217,13 @@ def test_listed_weights_equal_the_dense_product(each_backend, dtype, share, turn
     assert_close(weight.grad, wide.grad * keep, dtype, "dw")
     assert torch.allclose(bias.grad.double(), dy.double().sum(0), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
     assert torch.equal(ops.masked_linear(x.to_dense(), weight, keep=kept), ops.masked_linear(x.to_dense(), weight, keep=keep))
+    kept.values = kept.listed(weight.detach()).requires_grad_()  # stand for the weight, with x of either kind
+    for features in (x, x.to_dense()):
+        y_listed = ops.masked_linear(features, torch.full_like(weight, torch.nan), bias=bias.detach(), keep=kept)
+        (gradient,) = torch.autograd.grad(y_listed, kept.values, dy)
+        assert_close(y_listed, expected.detach(), dtype, "y by values")
+        assert_close(gradient, kept.listed(wide.grad), dtype, "dvalues")
+    assert torch.equal(kept.spread(kept.values.detach(), torch.zeros_like(weight.detach())), weight.detach() * keep)
 
 
 def test_listed_weights_gradcheck_opcheck_and_refusals(each_backend):
