@@ -191,7 +191,8 @@ class _Fast:
         mask = dict(lr=schedule.mask_lr, weight_decay=schedule.mask_weight_decay)
 
         def group(listed, masked, kept, **settings):
-            names = [name for name in self.parameters if ((name in self.lists), (name in soft), (name in keeps)) == (listed, masked, kept)]
+            kind = (listed, masked, kept)
+            names = [n for n in self.parameters if (n in self.lists, n in soft, n in keeps) == kind]
             masks = [self.lists[name].listed(soft[name]) if listed else soft[name] for name in names] if masked else None
             keep = [keeps[name] for name in names] if kept and not listed else None
             return {"params": [self.trained[name] for name in names], "masks": masks, "keep": keep, **settings}
@@ -220,6 +221,8 @@ class _Fast:
         if not hasattr(self.model, "blocks") or neighbours >= graph.num_dst:
             return {}, x, nodes
         blocks = self.model.blocks(graph, nodes, self.inputs[1])
+        if blocks is None:
+            return {}, x, nodes
         rows = blocks[0].src_nodes
         return {"blocks": blocks}, x.take(rows) if isinstance(x, CSR) else x[rows], None
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import acefast
-from acefast import InputError, ops
+from acefast import Graph, InputError, ops
 from acefast.ops import backend, reference
 
 WANTED = os.environ.get("ACEFAST_BUILD", "auto") != "none"
@@ -103,3 +103,34 @@ def test_report_names_versions_and_every_op():
     report = backend.report()
     assert report["versions"]["torch"] and report["versions"]["acefast"]
     assert set(report["serving"]) == set(backend.SCHEMAS)
+
+
+def test_eager_calls_give_what_the_dispatcher_gives(monkeypatch):
+    """The straight way and the way through torch.ops.acefast: the same bits, forward and backward, also under no_grad."""
+    g = Graph.from_edge_index(torch.randint(0, 20, (2, 90), generator=torch.Generator().manual_seed(0)), 20)
+    results = []
+    for straight in (True, False):
+        if not straight:
+            monkeypatch.setattr(backend, "_ordinary", lambda args: (None, False))
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(20, 2, 4, generator=generator).requires_grad_()
+        a, m = torch.randn(20, 2, generator=generator).requires_grad_(), torch.rand(90, generator=generator).requires_grad_()
+        y = ops.gat(g, x, a, a, m, dropout=0.3, seed=4) + ops.spmm(g, x, mask=m).sin()
+        gradients = torch.autograd.grad((y * y).sum(), (x, a, m))
+        with torch.no_grad():
+            again = ops.spmm(g, x, mask=m)
+        results.append((y, *gradients, again))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_watches_a_call_sees_the_op():
+    """Fake tensors, transforms and tracing go through the dispatcher, where the op has a name."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    g = Graph.from_edge_index(torch.tensor([[0, 1, 2], [1, 2, 0]]))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert ops.spmm(g, torch.randn(3, 5)).shape == (3, 5)
+    graph = make_fx(lambda x: ops.spmm(g, x))(torch.randn(3, 5)).graph
+    assert any(node.target is torch.ops.acefast.spmm.default for node in graph.nodes)

@@ -68,6 +68,34 @@ def test_training_starts_from_the_given_weights_each_time(tiny):
     assert one.masks is None and one.weights is None
 
 
+@pytest.mark.parametrize("backbone", ["gin", "gat"])
+def test_zeroed_edges_train_on_the_whole_graph(backbone):
+    data = synthetic_citation(
+        400, 60, 3, seed=2, num_edges=800, words=6.0, train_per_class=6, num_val=40, num_test=50, name="small"
+    )
+    model = build(backbone, data.num_features, data.num_classes, hidden=8, pruned="in_denominator", seed=2)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    full = Pattern.full(data.graph.num_edges, model.maskable())
+    pattern = Pattern(torch.arange(data.graph.num_edges) % 3 > 0, full.weights)
+    fits = []
+    for fast in (True, False):
+        masks = SoftMasks.init(pattern, 1e-5, lambda name: torch.Generator().manual_seed(1))
+        fits.append(train(model, data, Schedule(8, lr=0.01, mask_lr=0.01, s1=1e-3), start, pattern, masks, seed=4, fast=fast))
+    assert fits[0].val_loss == pytest.approx(fits[1].val_loss, rel=1e-5)
+    assert torch.allclose(fits[0].masks.edges, fits[1].masks.edges, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [8, 512])
+def test_nothing_left_of_a_weight(tiny, outputs):
+    model = GCN(tiny.num_features, outputs, tiny.num_classes, seed=2)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    full = Pattern.full(tiny.graph.num_edges, model.maskable())
+    none = full.map(torch.zeros_like)
+    masks = SoftMasks.init(none, 1e-5, lambda name: torch.Generator().manual_seed(1))
+    fit = train(model, tiny, Schedule(2, lr=0.1, mask_lr=0.1, s2=1e-2), start, none, masks)
+    assert fit.best_epoch == 0 and not any(m.any() for m in (fit.masks.edges, *fit.masks.weights.values()))
+
+
 @pytest.mark.parametrize(
     ("backbone", "share", "frozen"),
     [("gcn", 1.0, False), ("gcn", 0.5, False), ("gcn", 0.05, False), ("gcn", 0.5, True), ("gin", 0.5, False),
