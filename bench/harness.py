@@ -182,12 +182,13 @@ def timed(call: Callable, device: str, inner: int = 1) -> float:
 
 
 def close(expected, found, dtype: torch.dtype) -> bool:
-    """By norm, tensor by tensor; what cancels to nearly 0 is held against 1 % of the largest norm."""
+    """By norm, tensor by tensor; what cancels to nearly 0 (the gradient of one shared number) is held against 5 % of the
+    largest norm."""
     expected, found = (t if isinstance(t, tuple | list) else (t,) for t in (expected, found))
     largest = max(float(t.double().norm()) for t in expected)
     return len(expected) == len(found) and all(
         a.shape == b.shape
-        and float((a.double() - b.double()).norm()) <= TOLERANCE[dtype] * max(float(a.double().norm()), 1e-2 * largest)
+        and float((a.double() - b.double()).norm()) <= TOLERANCE[dtype] * max(float(a.double().norm()), 5e-2 * largest)
         for a, b in zip(expected, found, strict=True)
     )
 

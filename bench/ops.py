@@ -165,7 +165,7 @@ def case_groups(options, shape: str, g: Graph, case: Case) -> Iterator[list[Row]
     implementations = ours_on(options.device, case.schema or case.op, case.ours) | case.peers
     leaves = [i for i, t in enumerate(case.inputs) if t.is_floating_point() and i not in case.constant]
     with torch.no_grad():
-        dy = torch.randn_like(case.ours(*case.inputs))
+        dy = gradient_like(case.ours(*case.inputs))
     calls = {
         "fwd": {name: forward(f, case.inputs) for name, f in implementations.items()},
         "fwd+bwd": {name: forward_backward(f, case.inputs, leaves, dy) for name, f in implementations.items()},
@@ -177,6 +177,11 @@ def case_groups(options, shape: str, g: Graph, case: Case) -> Iterator[list[Row]
             op=case.op, variant=case.variant, shape=shape, case=what, dtype=options.dtype,
             nodes=g.num_dst, edges=g.num_edges, features=dy.shape[1:].numel(),
         )  # fmt: skip
+
+
+def gradient_like(y: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    """What flows back into y: the same in each run."""
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
 
 
 def ours_on(device: str, op: str, function: Callable) -> dict[str, Callable]:
@@ -368,7 +373,7 @@ def selection_groups(options, shape: str, name: str, g: Graph) -> Iterator[list[
     for op, (make, given) in functions.items():
         leaves = list(range(len(given)))
         with torch.no_grad():
-            dy = torch.randn_like(make(g, half)(*given))
+            dy = gradient_like(make(g, half)(*given))
 
         def call(graph, keep, given=given, make=make, leaves=leaves, dy=dy):
             return forward_backward(make(graph, keep), given, leaves, dy)
