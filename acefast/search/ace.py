@@ -42,7 +42,7 @@ def ace_round(search: Search, state: State, number: int) -> None:
     for name, axes, pattern in _complements(search, keep, exchangeable):
         other = search.train_masks(state, stage, name, pattern, search.config.ace_epochs)
         fields |= fit_fields(other, f"{name}_")
-        lost = search.scores(state, stage, name, other, pattern)
+        lost = search.scores(state, stage, name, other, pattern, axes)
         for axis in axes:
             fields |= _exchange(search, state, number, axis, keep, importance, lost)
     log(search, state, "ace_round", ace_round=number, **fit_fields(fit), **fields)

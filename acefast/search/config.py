@@ -103,6 +103,10 @@ class SearchConfig:
     """Whether the two directions of an undirected edge are pruned and exchanged together."""
     protect: int = 0
     """Rounds for which mined elements are pruned only after all others."""
+    carry: float = 0.0
+    """Share in [0, 1) of an element's earlier standardised importance in what it is pruned and exchanged by; 0: none."""
+    noise_check: int = 0
+    """First rounds in which pruning is repeated under a second draw of the mask noise, to log how far the two agree."""
 
     complement: Literal["joint", "crossed"] = "joint"
     """Complement model: removed edges with removed weights, or each axis alone beside the kept other one."""
@@ -154,7 +158,7 @@ class SearchConfig:
 
 UNHASHED = ("data_root", "variant")
 FIXED_BY_RELEASED = (
-    "mask_noise score tie_directions protect complement prune_edges exchange_edges tau standardise pruned_edges".split()
+    "mask_noise score tie_directions protect carry noise_check complement prune_edges exchange_edges tau standardise pruned_edges".split()
 )
 FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
 
@@ -223,9 +227,9 @@ def _range(names: str, test, words: str) -> dict:
 
 
 RANGES = {
-    **_range("rounds seed ace_rounds protect", lambda v: v >= 0, "0 or more"),
+    **_range("rounds seed ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
     **_range("layers hidden heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
-    **_range("dropout prune_edges prune_weights", lambda v: 0 <= v < 1, "in [0, 1)"),
+    **_range("dropout prune_edges prune_weights carry", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
     **_range("stop_overlap", lambda v: 0 <= v <= 1, "in [0, 1]"),
     **_range("lr mask_lr", lambda v: 0 < v < float("inf"), "greater than 0"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from acefast.data import Dataset
-from acefast.pruning import AXES, Pattern, SoftMasks, find_score, score
+from acefast.pruning import AXES, Pattern, SoftMasks, find_score, score, standardise
 from acefast.random import generator, named_seed
 from acefast.search.config import SearchConfig
 from acefast.search.state import State
@@ -60,11 +60,14 @@ class Search:
         schedule = Schedule(c.fix_epochs, c.lr, c.weight_decay)
         return self._train(state, stage, stage, schedule, pattern, None)
 
-    def train_masks(self, state: State, stage: str, model: str, pattern: Pattern, epochs: int) -> Fit:
-        """Train the first weights and soft masks together; ``model`` names the network within the stage."""
+    def train_masks(
+        self, state: State, stage: str, model: str, pattern: Pattern, epochs: int, noise: str = "mask"
+    ) -> Fit:
+        """Train the first weights and soft masks together; ``model`` names the network within the stage, ``noise`` the draw
+        of the masks' first values."""
         c = self.config
         schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2)
-        masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, "mask"), self.axes)
+        masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, noise), self.axes)
         return self._train(state, stage, model, schedule, pattern, masks)
 
     def _train(self, state, stage, model, schedule, pattern, masks) -> Fit:
@@ -85,11 +88,30 @@ class Search:
             on_epoch=on_epoch,
         )  # fmt: skip
 
-    def scores(self, state: State, stage: str, model: str, fit: Fit, pattern: Pattern) -> SoftMasks:
-        """Importance of the existing elements at the fit's best epoch, by the configured score."""
+    def scores(
+        self, state: State, stage: str, model: str, fit: Fit, pattern: Pattern, axes: tuple[str, ...] | None = None
+    ) -> SoftMasks:
+        """Importance of the existing elements of ``axes`` (default: those that are pruned) at the fit's best epoch, by the
+        configured score, together with what they carry from before."""
         kind = self.config.score
         gradients = self._mask_gradients(fit, pattern) if "gradients" in find_score(kind).needs else None
-        return score(kind, fit.masks, fit.weights, gradients, self.make(state.round, stage, model, "score"))
+        found = score(kind, fit.masks, fit.weights, gradients, self.make(state.round, stage, model, "score"))
+        return self._carried(state, found, pattern, axes or self.axes) if self.config.carry else found
+
+    def _carried(self, state: State, scores: SoftMasks, pattern: Pattern, axes) -> SoftMasks:
+        """c S + (1 - c) z of the existing elements, z their standardised scores and S the same of before (0 at first); the
+        state remembers it."""
+        share = self.config.carry
+        memory = state.get("memory", SoftMasks) or scores.map(torch.zeros_like)
+        for axis in axes:
+            present = pattern.axis(axis)
+            standard = standardise(scores.axis(axis), present, self.config.standardise)
+            before = memory.axis(axis)
+            after = [(share * s + (1 - share) * z).where(p, s) for s, z, p in zip(before, standard, present, strict=True)]
+            memory = memory.with_axis(axis, after)
+            scores = scores.with_axis(axis, after)
+        state.put("memory", memory)
+        return scores
 
     def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
         """dL/dm of the training loss without dropout and L1 terms at the fit's best epoch."""

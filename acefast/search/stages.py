@@ -1,6 +1,6 @@
 """Stages that several methods share: the dense baseline, pruning by trained masks, retraining the ticket."""
 
-from acefast.pruning import AXES, Pattern, prune, spread
+from acefast.pruning import AXES, Pattern, SoftMasks, prune, spread
 from acefast.search.search import Search
 from acefast.search.state import State
 
@@ -30,19 +30,59 @@ def imp(search: Search, state: State) -> None:
     before = state.get("keep")
     fit = search.train_masks(state, "imp", "imp", before, search.config.mask_epochs)
     scores = search.scores(state, "imp", "imp", fit, before)
-    fractions = {axis: getattr(search.config, f"prune_{axis}") for axis in search.axes}
     mined = _recently_mined(state, before, max(1, search.config.protect))
-    keep = prune(
-        before, scores, fractions, mined if search.config.protect else None,
-        tie_directions=search.config.tie_directions, graph=search.data.graph,
-    )  # fmt: skip
-    state.put("keep", keep)
+    keep = _pruned(search, before, scores, mined)
     state.put("imp", keep)
     fields = {}
     for axis in search.axes:
         fields[f"{axis}_spread"] = spread(scores.axis(axis), before.axis(axis))
         fields[f"{axis}_survival"] = _survival(mined, keep, axis)
+    if state.round <= search.config.noise_check:
+        fields |= _agreement(search, state, before, keep, mined)
+    state.put("keep", keep)
     log(search, state, "imp", **keep.counts(), **fields, **fit_fields(fit))
+
+
+def _pruned(search: Search, keep: Pattern, scores: SoftMasks, mined: Pattern | None) -> Pattern:
+    """What the round's pruning leaves."""
+    config = search.config
+    return prune(
+        keep, scores, {axis: getattr(config, f"prune_{axis}") for axis in search.axes}, mined if config.protect else None,
+        tie_directions=config.tie_directions, graph=search.data.graph,
+    )  # fmt: skip
+
+
+def _agreement(search: Search, state: State, before: Pattern, keep: Pattern, mined: Pattern | None) -> dict:
+    """Share of what was pruned that a training with a second draw of the masks' noise, and nothing else different, prunes
+    as well; the share that chance would give is the pruned fraction."""
+    fit = search.train_masks(state, "imp", "imp", before, search.config.mask_epochs, noise="second mask")
+    other = _pruned(search, before, search.scores(state.copy(), "imp", "imp", fit, before), mined)
+    fields = {}
+    for axis in search.axes:
+        one, two = before.minus(keep).axis(axis), before.minus(other).axis(axis)
+        count = sum(int(part.sum()) for part in one)
+        both = sum(int((a & b).sum()) for a, b in zip(one, two, strict=True))
+        fields[f"{axis}_agreement"] = both / count if count else None
+    return fields
+
+
+def edge_fields(search: Search, keep: Pattern) -> dict:
+    """Of the kept and of the removed edges, without self-loops: homophily, the fraction whose ends are of one class, and
+    degree, the mean over edges of the mean degree of the ends in the whole graph. Empty where edges are not pruned; None
+    where there are none, and for homophily where nodes have no single class."""
+    if "edges" not in search.axes:
+        return {}
+    graph, labels = search.data.graph, search.data.y
+    src, dst = graph.edge_index()
+    degree = (graph.in_degrees()[src] + graph.in_degrees()[dst]) / 2
+    fields = {}
+    for name, chosen in (("kept", keep.edges), ("removed", ~keep.edges)):
+        chosen = chosen & (src != dst)
+        count = int(chosen.sum())
+        alike = int((labels[src] == labels[dst])[chosen].sum()) if labels is not None and labels.dim() == 1 else None
+        fields[f"edges_homophily_{name}"] = alike / count if count and alike is not None else None
+        fields[f"edges_degree_{name}"] = float(degree[chosen].double().mean()) if count else None
+    return fields
 
 
 def retrain(search: Search, state: State) -> None:
@@ -56,7 +96,7 @@ def retrain(search: Search, state: State) -> None:
         gained = ticket.minus(state.get("imp"))
         exchanged = sum(gained.kept(axis) for axis in AXES)
     fields = {"candidate": state.values["candidate"]} if "candidate" in state.values else {}
-    log(search, state, "round", **ticket.counts(), exchanged=exchanged, **fields, **fit_fields(fit))
+    log(search, state, "round", **ticket.counts(), exchanged=exchanged, **fields, **edge_fields(search, ticket), **fit_fields(fit))
 
 
 def remember_mined(state: State) -> None:

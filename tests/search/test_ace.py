@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from acefast.pruning import SCORES, Pattern, Score, SoftMasks, exchange_count, prune_count
+from acefast.pruning import SCORES, Pattern, Score, SoftMasks, exchange_count, prune_count, standardise
 from acefast.search import ace, released, run_search
 from acefast.search.rounds import prepare
 from acefast.search.state import State
@@ -205,3 +205,44 @@ def test_released_search_hands_on_the_unrefined_mask_and_all_edges(tiny, tiny_co
     for event in events(run, "ace_round"):
         if event["weights_fired"]:
             assert event["weights_overlap"] > 0.6
+
+
+def test_two_draws_of_the_noise_are_compared_without_changing_the_search(tiny, tiny_config):
+    plain = run_search(tiny, tiny_config(method="ugs"))
+    checked = run_search(tiny, tiny_config(method="ugs", noise_check=1))
+    first, second = (event for event in checked.history if event["event"] == "imp")
+    assert 0 <= first["edges_agreement"] < 1 and 0 <= first["weights_agreement"] < 1
+    assert "edges_agreement" not in second
+    assert checked.rounds == plain.rounds
+    silent = run_search(tiny, tiny_config(method="ugs", noise_check=1, mask_noise=0.0))
+    assert [silent.history[1][f"{axis}_agreement"] for axis in ("edges", "weights")] == [1.0, 1.0]
+
+
+def test_rounds_tell_homophily_and_degrees_of_what_is_kept_and_removed(tiny, tiny_config):
+    run = run_search(tiny, tiny_config(method="ugs"))
+    last, ticket = run.rounds[-1], run.ticket(2)
+    src, dst = tiny.graph.edge_index().tolist()
+    degree = [dst.count(node) for node in range(tiny.num_nodes)]
+    for name, flag in (("kept", True), ("removed", False)):
+        ends = [(s, d) for s, d, kept in zip(src, dst, ticket.edge_keep.tolist()) if kept == flag]
+        alike = sum(int(tiny.y[s] == tiny.y[d]) for s, d in ends) / len(ends)
+        mean_degree = sum(degree[s] + degree[d] for s, d in ends) / 2 / len(ends)
+        assert last[f"edges_homophily_{name}"] == pytest.approx(alike)
+        assert last[f"edges_degree_{name}"] == pytest.approx(mean_degree)
+    assert "edges_degree_kept" not in run_search(tiny, tiny_config(method="ugs", axes="weights")).rounds[-1]
+
+
+def test_carried_importance_is_the_moving_mean_of_standardised_scores(tiny, tiny_config):
+    config = tiny_config(carry=0.25)
+    search, state = prepare(tiny, config, None, lambda event: None), State(round=1)
+    full = search.full()
+    fit = search.train_masks(state, "imp", "imp", full, 2)
+    first = search.scores(state, "imp", "imp", fit, full)
+    second = search.scores(state, "imp", "imp", fit, full)
+    plain = standardise(fit.masks.map(torch.Tensor.abs).axis("weights"), full.axis("weights"), "zscore")
+    for z, one, two in zip(plain, first.axis("weights"), second.axis("weights"), strict=True):
+        torch.testing.assert_close(one, 0.75 * z)
+        torch.testing.assert_close(two, (0.25 * 0.75 + 0.75) * z)
+    run = run_search(tiny, config)
+    assert run.rounds != run_search(tiny, tiny_config()).rounds
+    assert run.rounds == run_search(tiny, config).rounds
