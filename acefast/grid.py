@@ -21,6 +21,7 @@ from acefast.progress import clock
 from acefast.search import SearchConfig, load_config, resolve_config
 from acefast.search.config import tomllib
 from acefast.search.folder import Folder
+from acefast.search.rounds import last_round
 
 NAMED = ("dataset", "backbone", "method", "axes", "variant")  # what a run's folder is called by, besides what is swept
 POLL_SECONDS = 0.2
@@ -114,14 +115,14 @@ class _Grid:
                 if "threads" not in run.settings:
                     settings["threads"] = stored.threads
                 config = replace(run.config, threads=settings["threads"])
-                if folder.rounds_done() > config.rounds and not config.differences(stored):
+                if folder.rounds_done() > last_round(config, folder.history()) and not config.differences(stored):
                     self.complete.append(run.name)
                     continue
                 kept += settings["threads"] != threads
             self.waiting.append((replace(run, settings=settings), folder.rounds_done()))
         self.waiting.sort(key=lambda entry: entry[1] == 0)  # what was begun comes first
         self.found_complete = len(self.complete)
-        self.rounds_left = sum(run.config.rounds + 1 - done for run, done in self.waiting)
+        self.rounds_left = sum(1 + last_round(run.config, []) - done for run, done in self.waiting)
         self.rounds_ended, self.began = 0, time.monotonic()
         self.say(f"{len(runs)} runs in {out}, {len(self.complete)} of them complete; {jobs} at a time, {threads} "
                  f"{'thread' if threads == 1 else 'threads'} each")  # fmt: skip
@@ -166,7 +167,7 @@ class _Grid:
     def ended(self, search: "_Search") -> None:
         name = search.run.name
         search.close()
-        self.rounds_ended += search.run.config.rounds + 1 - search.done_before
+        self.rounds_ended += search.rounds + 1 - search.done_before
         if search.process.returncode == 0:
             self.complete.append(name)
             what = "complete"
@@ -213,9 +214,10 @@ class _Search:
     def __init__(self, run: Planned, done: int, out: Path, bars: Progress):
         self.run, self.done_before, self.bars = run, done, bars
         self.folder = Folder(out / run.name)
+        self.rounds = last_round(run.config, [])  # a ladder that goes on by itself may take more
         self.log = out / "logs" / f"{run.name}.log"
         self.began = time.monotonic()
-        self.task = bars.add_task(f"  {run.name}", total=run.config.rounds + 1, text="")
+        self.task = bars.add_task(f"  {run.name}", total=self.rounds + 1, text="")
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 command(run.settings, self.folder.path), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -225,8 +227,7 @@ class _Search:
     def update(self) -> int:
         """Draw the progress; returns the rounds finished since this process began."""
         done = max(self.done_before, self.folder.rounds_done())
-        rounds = self.run.config.rounds
-        text = f"round {min(done, rounds)}/{rounds}, {clock(time.monotonic() - self.began)}"
+        text = f"round {min(done, self.rounds)}/{self.rounds}, {clock(time.monotonic() - self.began)}"
         self.bars.update(self.task, completed=done, text=text)
         return done - self.done_before
 

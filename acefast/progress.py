@@ -57,6 +57,9 @@ class SearchProgress:
         if 0 < self.done <= self.rounds:
             self.say(f"{self.name}: going on with round {self.done} of {self.rounds}")
 
+    def on_rounds(self, event):
+        self.rounds = event["rounds"]
+
     def on_stage(self, event):
         self.stage_began, self.in_stage = time.monotonic(), True
         round_, stage = event["round"], event["stage"]

@@ -62,6 +62,7 @@ def train(
     keep_weights: bool = False,
     on_epoch: Callable[[int, float], None] | None = None,
     fast: bool = True,
+    until: Callable[[SoftMasks], bool] | None = None,
 ) -> Fit:
     """Train ``model`` from the weights ``start`` on the existing elements of ``pattern`` (None: all of them).
 
@@ -71,7 +72,9 @@ def train(
 
     ``fast`` computes what is needed and nothing else: removed weights have no gradient and no state (``MaskedAdam``),
     and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the logits asked for depend on.
-    Without it the same numbers, up to rounding, come the straightforward way: masks as further parameters of
+    ``until(masks)``, called after each epoch with the soft masks, ends the training by True; the epoch at which it ended, the
+    last one at the latest, then takes the place of the best one.
+    Without ``fast`` the same numbers, up to rounding, come the straightforward way: masks as further parameters of
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
     way = (_Fast if fast else _Straightforward)(model, data, schedule, start, pattern, masks, seed)
@@ -87,11 +90,14 @@ def train(
         with torch.no_grad():
             logits = way.logits("val")
             val = _accuracy(logits, labels["val"])
-            if val > best.val:
+            ended = until is not None and (until(way.masks()) or epoch == schedule.epochs - 1)
+            if ended if until is not None else val > best.val:
                 best = Fit(epoch, val, float(F.cross_entropy(logits, labels["val"])), 0.0)
                 torch._foreach_copy_(snapshot, way.tracked)
         if on_epoch is not None:
             on_epoch(epoch, val)
+        if ended:
+            break
     if not all(bool(torch.isfinite(t).all()) for t in (loss, *way.tracked)):
         raise InputError(
             f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr"
@@ -117,13 +123,13 @@ def _all_kept(keep: Tensor) -> bool:
 class _Straightforward:
     """Masks are parameters beside the weights, torch's Adam updates all of them, every node is computed.
 
-    ``tracked``: the tensors that training changes. ``step(loss)`` takes one step; ``logits(split, epoch)``, of the nodes of a
+    ``tracked``: the tensors that training changes. ``masks()``: the soft masks as they are. ``step(loss)`` takes one step; ``logits(split, epoch)``, of the nodes of a
     split; ``show_tracked()`` lets the model follow after ``tracked`` was written; ``finish()`` gives (masks, weights) and
     leaves the weights in the model.
     """
 
     def __init__(self, model, data, schedule, start, pattern, masks, seed):
-        self.model, self.data, self.seed, self.masks = model, data, seed, masks
+        self.model, self.data, self.seed, self.soft_masks = model, data, seed, masks
         self.parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -154,12 +160,14 @@ class _Straightforward:
                     mask.grad.add_(mask.sign(), alpha=penalty)
         self.optimizer.step()
 
+    def masks(self) -> SoftMasks | None:
+        return None if self.soft_masks is None else self.soft_masks.map(torch.Tensor.detach)
+
     def show_tracked(self) -> None:
         pass  # the model reads the tracked tensors themselves
 
     def finish(self):
-        masks = None if self.masks is None else self.masks.map(torch.Tensor.detach)
-        return masks, {name: p.detach().clone() for name, p in self.parameters.items()}
+        return self.masks(), {name: p.detach().clone() for name, p in self.parameters.items()}
 
 
 class _Fast:
@@ -237,16 +245,23 @@ class _Fast:
             theta, *mask = self.optimizer.factors(leaf)
             leaf.copy_(self.optimizer.expand(leaf, theta * mask[0] if mask else theta))
 
-    def finish(self):
-        masks, weights = {}, {}
+    def masks(self) -> SoftMasks | None:
+        masks = {}
         for name, p in self.parameters.items():
-            theta, *mask = self.optimizer.factors(self.trained[name])
-            if name in self.lists:
-                weights[name] = self.lists[name].spread(theta, self.start[name])
-                masks |= {name: self.lists[name].spread(m, torch.zeros_like(p)) for m in mask}
-            else:
-                weights[name] = self.optimizer.expand(p, theta, self.start[name])
-                masks |= {name: self.optimizer.expand(p, m) for m in mask}
-            p.data = weights[name].clone()
+            for m in self.optimizer.factors(self.trained[name])[1:]:
+                masks[name] = self._whole(name, p, m, torch.zeros_like(p))
         edges = None if self.edge_mask is None else self.edge_mask.detach()
-        return SoftMasks(edges, masks) if edges is not None or masks else None, weights
+        return SoftMasks(edges, masks) if edges is not None or masks else None
+
+    def _whole(self, name: str, p: Tensor, factor: Tensor, elsewhere: Tensor) -> Tensor:
+        """A factor of the kept elements in the parameter's shape, with the values of ``elsewhere`` where there are none."""
+        if name in self.lists:
+            return self.lists[name].spread(factor, elsewhere)
+        return self.optimizer.expand(p, factor, elsewhere)
+
+    def finish(self):
+        masks, weights = self.masks(), {}
+        for name, p in self.parameters.items():
+            weights[name] = self._whole(name, p, self.optimizer.factors(self.trained[name])[0], self.start[name])
+            p.data = weights[name].clone()
+        return masks, weights

@@ -6,7 +6,7 @@ from acefast.pruning.magnitude import global_magnitude_
 from acefast.pruning.pattern import AXES, Elements, Pattern, SoftMasks
 from acefast.pruning.schedule import cubic, exchange_count, ladder, one_shot, prune_count
 from acefast.pruning.scores import SCORES, Inputs, Score, find_score, mean_rank_of_picks, score, spread, standardise
-from acefast.pruning.select import exchange, prune
+from acefast.pruning.select import exchange, prune, prune_to
 from acefast.pruning.ticket import Ticket
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "one_shot",
     "prune",
     "prune_count",
+    "prune_to",
     "score",
     "spread",
     "standardise",

@@ -26,15 +26,22 @@ def prune(
     Protected elements go only after all others. With ``tie_directions`` the two directions of an undirected edge of
     ``graph`` go together, at one edge fewer where the count would cut a pair (:func:`lowest_tied`).
     """
+    counts = {axis: pattern.kept(axis) - prune_count(pattern.kept(axis), part) for axis, part in fractions.items()}
+    if protected is not None:
+        scores = scores.map(lambda s, safe: s.masked_fill(safe, torch.inf), protected)
+    return prune_to(pattern, scores, counts, tie_directions=tie_directions, graph=graph)
+
+
+def prune_to(
+    pattern: Pattern, scores: SoftMasks, counts: dict[str, int], *, tie_directions: bool = False, graph: Graph | None = None
+) -> Pattern:
+    """Leave the counts[axis] elements with the highest scores on each axis of ``counts``; the others are removed, among
+    equal scores the first ones. ``tie_directions`` as for :func:`prune`."""
     if tie_directions and graph is None:
         raise InputError("prune: tie_directions needs the graph, give graph=")
-    for axis, fraction in fractions.items():
-        keep = pattern.axis(axis)
-        count = prune_count(pattern.kept(axis), fraction)
-        values = scores.axis(axis)
-        if protected is not None:
-            safe = protected.axis(axis)
-            values = [v.masked_fill(p, torch.inf) for v, p in zip(values, safe, strict=True)]
+    for axis, left in counts.items():
+        keep, values = pattern.axis(axis), scores.axis(axis)
+        count = pattern.kept(axis) - left
         if tie_directions and axis == "edges":
             removed = [lowest_tied(graph, values[0], count, keep[0])]
         else:

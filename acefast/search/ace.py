@@ -26,26 +26,31 @@ from acefast.search.stages import fit_fields, imp, log, remember_mined, retrain
 from acefast.search.state import State
 
 
-def stages(config) -> list:
+def stages(config, ace_round=None) -> list:
+    ace_round = ace_round or train_and_exchange
     rounds = [(f"ace-{number}", partial(ace_round, number=number)) for number in range(1, config.ace_rounds + 1)]
     return [("imp", imp), *rounds, ("candidate", last_candidate), ("retrain", finish)]
 
 
-def ace_round(search: Search, state: State, number: int) -> None:
+def train_and_exchange(search: Search, state: State, number: int) -> None:
     """Train on the current regroup (which scores it as candidate ``number - 1``), then exchange."""
     stage = f"ace-{number}"
     keep = state.get("keep")
-    fit = _candidate(search, state, stage, number - 1)
+    fit = candidate(search, state, stage, number - 1)
     importance = search.scores(state, stage, "retained", fit, keep)
-    exchangeable = [axis for axis in search.axes if 0 < keep.kept(axis) < keep.total(axis)]
     fields = {}
-    for name, axes, pattern in _complements(search, keep, exchangeable):
+    for name, axes, pattern in _complements(search, keep, exchangeable(search, keep)):
         other = search.train_masks(state, stage, name, pattern, search.config.ace_epochs)
         fields |= fit_fields(other, f"{name}_")
         lost = search.scores(state, stage, name, other, pattern, axes)
         for axis in axes:
-            fields |= _exchange(search, state, number, axis, keep, importance, lost)
+            fields |= exchange_axis(search, state, number, axis, keep, importance, lost)
     log(search, state, "ace_round", ace_round=number, **fit_fields(fit), **fields)
+
+
+def exchangeable(search: Search, keep: Pattern) -> list[str]:
+    """The axes that are pruned and have kept and removed elements."""
+    return [axis for axis in search.axes if 0 < keep.kept(axis) < keep.total(axis)]
 
 
 def _complements(search: Search, keep: Pattern, axes: list[str]):
@@ -57,7 +62,7 @@ def _complements(search: Search, keep: Pattern, axes: list[str]):
     return [(f"complement_{axis}", [axis], keep.with_axis(axis, keep.complement().axis(axis))) for axis in axes]
 
 
-def _exchange(search, state, number, axis, keep: Pattern, retained: SoftMasks, lost: SoftMasks) -> dict:
+def exchange_axis(search, state, number, axis, keep: Pattern, retained: SoftMasks, lost: SoftMasks) -> dict:
     """Erase and mine on one axis, or take the last exchange back; returns what the history tells of it."""
     config = search.config
     rates = state.values.setdefault("rates", {})
@@ -110,7 +115,7 @@ def _only(axis: str, tensors, like: Pattern, kind=Pattern):
     return kind(tensors[0], {}) if axis == "edges" else kind(None, dict(zip(like.weights, tensors, strict=True)))
 
 
-def _candidate(search: Search, state: State, stage: str, index: int):
+def candidate(search: Search, state: State, stage: str, index: int):
     """Train the retained model on the current regroup and keep it if it is the best one so far."""
     keep = state.get("keep")
     fit = search.train_masks(state, stage, "retained", keep, search.config.ace_epochs)
@@ -125,7 +130,12 @@ def _candidate(search: Search, state: State, stage: str, index: int):
 
 def last_candidate(search: Search, state: State) -> None:
     """Score the last regroup and choose."""
-    _candidate(search, state, "candidate", search.config.ace_rounds)
+    candidate(search, state, "candidate", search.config.ace_rounds)
+    choose(state)
+
+
+def choose(state: State) -> None:
+    """Make the best candidate so far the round's ticket."""
     state.values["candidate"] = state.values.pop("best")["candidate"]
 
 

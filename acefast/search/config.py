@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -21,7 +21,6 @@ except ModuleNotFoundError:
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 
 Backbone = Literal["gcn", "gin", "gat"]
-Method = Literal["dense", "ugs", "ace"]
 Preset = Literal["paper", "released"]
 Axes = Literal["joint", "edges", "weights"]
 
@@ -38,14 +37,17 @@ class SearchConfig:
     """Name that reports give to these settings (not part of the configuration's hash)."""
     backbone: Backbone = "gcn"
     """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them)."""
-    method: Method = "ace"
-    """Search method: dense trains the baseline alone, ugs prunes by magnitude, ace also exchanges."""
+    method: str = "ace"
+    """Search method: dense (the baseline alone), random, ugs (prunes by trained masks), gebt (early-bird), ace (also exchanges);
+    the controls ugs-epochs and ugs-best (ACE's epochs, ACE's choice of the best), ace-random (random exchange); from Python also a name that was
+    added to acefast.search.METHODS."""
     preset: Preset = "paper"
     """Where settings that are not given come from: the paper's procedure, or that of its released code."""
     axes: Axes = "joint"
     """What is pruned: edges and weights together, or one of them alone."""
-    rounds: int = 20
-    """Rounds of pruning after the dense baseline (round 0)."""
+    rounds: int | Literal["auto"] = 20
+    """Rounds of pruning after the dense baseline (round 0); auto goes on after round 20 as long as the last one's validation
+    accuracy is within 0.5 points of dense."""
     seed: int = 0
     """Seed of all random numbers; each consumer draws from a generator named after it."""
 
@@ -176,7 +178,7 @@ def resolve_config(
     _checked({**chosen, **given})
     settings = dict(chosen)
     for table in _preset_tables(preset):
-        if all(chosen[key] == value for key, value in table.get("when", {}).items()):
+        if all(chosen[key] in (value if isinstance(value, list) else [value]) for key, value in table.get("when", {}).items()):
             settings.update({key: value for key, value in table.items() if key != "when"})
     if preset == "released":
         for key in FIXED_BY_RELEASED:
@@ -197,8 +199,11 @@ def _preset_tables(preset: str) -> list[dict]:
         return tomllib.load(file)["settings"]
 
 
-def _choices(field) -> tuple:
-    return getattr(field.type, "__args__", ())
+def _kind(field) -> tuple[type | None, tuple[str, ...]]:
+    """(type, strings that are accepted besides it) of a setting's values."""
+    parts = (field.type, *get_args(field.type))
+    kinds = [part for part in parts if isinstance(part, type)]
+    return kinds[0] if kinds else None, tuple(c for part in parts for c in get_args(part) if isinstance(c, str))
 
 
 def _checked(values: dict) -> dict:
@@ -208,14 +213,12 @@ def _checked(values: dict) -> dict:
         if key not in FIELDS:
             raise InputError(f"unknown setting {key!r}: expected one of {', '.join(FIELDS)}")
         field = FIELDS[key]
-        choices = _choices(field)
-        if choices:
-            if value not in choices:
-                raise InputError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
-        elif field.type is float and isinstance(value, int) and not isinstance(value, bool):
+        kind, choices = _kind(field)
+        if kind is float and type(value) is int:
             value = float(value)
-        elif type(value) is not field.type:
-            raise InputError(f"{key} must be of type {field.type.__name__}, got {value!r}")
+        if type(value) is not kind and value not in choices:
+            expected = ([f"of type {kind.__name__}"] if kind else []) + ([f"one of {', '.join(choices)}"] if choices else [])
+            raise InputError(f"{key} must be {' or '.join(expected)}, got {value!r}")
         if key in RANGES and not RANGES[key][0](value):
             raise InputError(f"{key} must be {RANGES[key][1]}, got {value!r}")
         result[key] = value
@@ -227,7 +230,8 @@ def _range(names: str, test, words: str) -> dict:
 
 
 RANGES = {
-    **_range("rounds seed ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
+    **_range("rounds", lambda v: v == "auto" or v >= 0, "0 or more, or auto"),
+    **_range("seed ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
     **_range("layers hidden heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
     **_range("dropout prune_edges prune_weights carry", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -239,13 +243,16 @@ RANGES = {
 
 
 def _check_combination(config: SearchConfig) -> None:
+    from acefast.search.methods import find_method  # which itself is made of what reads a configuration
+
+    find_method(config.method)
     find_score(config.score)
     if config.preset == "released":
         if config.backbone != "gcn":
             raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")
-        if config.method == "ugs":
+        if config.method not in ("ace", "dense"):
             raise InputError(
-                "preset released is the procedure of ACE-GLT's code: method must be ace or dense, got 'ugs'"
+                f"preset released is the procedure of ACE-GLT's code: method must be ace or dense, got {config.method!r}"
             )
         if config.axes == "edges":
             raise InputError("preset released never removes an edge, so axes must be joint or weights, got 'edges'")

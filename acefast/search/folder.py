@@ -73,6 +73,13 @@ class Folder:
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 
+    def history(self) -> list[dict]:
+        """The events of history.jsonl; none where it is missing or damaged, which the search mends."""
+        try:
+            return [json.loads(line) for line in (self.path / "history.jsonl").read_text().splitlines()]
+        except (OSError, ValueError):
+            return []
+
     def open(self, config: SearchConfig) -> None:
         """Write config.toml, or check that the folder's own is of the same search; clear away unfinished files."""
         path = self.path / "config.toml"

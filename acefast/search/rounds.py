@@ -16,21 +16,16 @@ from acefast.data import Dataset, load_dataset
 from acefast.errors import InputError
 from acefast.ops.backend import get_backend
 from acefast.pruning import Ticket
-from acefast.search import ace, dense, released, ugs
+from acefast.search import released
 from acefast.search.config import UNHASHED, SearchConfig, resolve_config
 from acefast.search.folder import Folder, Memory
+from acefast.search.methods import find_method
 from acefast.search.run import Run
 from acefast.search.search import Search
 from acefast.search.stages import dense as dense_stage
 from acefast.search.state import State
 
-METHODS: dict[str, Callable[[SearchConfig], list]] = {
-    "dense": dense.stages,
-    "ugs": ugs.stages,
-    "ace": ace.stages,
-    "released": released.stages,
-}
-
+LADDER, MARGIN = 20, 0.005  # of a search with rounds = "auto"
 
 def run_search(
     dataset: Dataset,
@@ -59,7 +54,7 @@ def run_search(
         if state is None:
             state = State(values={**identity, "environment": _environment()})
         _same(state.values, identity, store.path)
-        make_stages = method or METHODS["released" if _released(config) else config.method]
+        make_stages = method or (released.stages if _released(config) else find_method(config.method))
         try:
             _rounds(search, state, store, make_stages(config))
         finally:
@@ -144,7 +139,7 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
 
 def _rounds(search: Search, state: State, store, stages: list) -> None:
     """Work off the rounds that are left; ``state`` always is what the store holds."""
-    last = search.config.rounds if stages else 0
+    last = last_round(search.config, state.history) if stages else 0
     search.progress({"event": "run", "rounds": last, "stages": [name for name, _ in stages], "done": state.round})
     while state.round <= last:
         plan = stages if state.round else [("dense", dense_stage)]
@@ -163,6 +158,23 @@ def _rounds(search: Search, state: State, store, stages: list) -> None:
         store.commit(following)
         search.progress({"event": "stage_end", "round": state.round, "stage": name})
         vars(state).update(vars(following))
+        if stages and last_round(search.config, state.history) != last:
+            last = last_round(search.config, state.history)
+            search.progress({"event": "rounds", "rounds": last})
+
+
+def last_round(config: SearchConfig, history: list[dict]) -> int:
+    """The last round of the ladder as far as the history so far decides it. ``rounds`` auto: round 20, and one more as long as
+    the last one removed something and its validation accuracy is above dense - ``MARGIN``."""
+    if config.rounds != "auto":
+        return config.rounds
+    rounds = [event for event in history if event["event"] == "round"]
+    done = len(rounds) - 1
+    if done < LADDER:
+        return LADDER
+    counts = ("edges_kept", "weights_kept")
+    removed = any(rounds[-1][name] < rounds[-2][name] for name in counts)
+    return done + (removed and rounds[-1]["val"] > rounds[0]["val"] - MARGIN)
 
 
 def _ticket(search: Search, state: State) -> Ticket:

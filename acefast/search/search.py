@@ -61,16 +61,16 @@ class Search:
         return self._train(state, stage, stage, schedule, pattern, None)
 
     def train_masks(
-        self, state: State, stage: str, model: str, pattern: Pattern, epochs: int, noise: str = "mask"
+        self, state: State, stage: str, model: str, pattern: Pattern, epochs: int, noise: str = "mask", until=None
     ) -> Fit:
         """Train the first weights and soft masks together; ``model`` names the network within the stage, ``noise`` the draw
-        of the masks' first values."""
+        of the masks' first values; ``until`` ends it (see ``train``)."""
         c = self.config
         schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2)
         masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, noise), self.axes)
-        return self._train(state, stage, model, schedule, pattern, masks)
+        return self._train(state, stage, model, schedule, pattern, masks, until)
 
-    def _train(self, state, stage, model, schedule, pattern, masks) -> Fit:
+    def _train(self, state, stage, model, schedule, pattern, masks, until=None) -> Fit:
         self.progress(
             {"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs}
         )
@@ -85,7 +85,7 @@ class Search:
             self.model, self.data, schedule, self.start, pattern, masks,
             seed=self.seed(state.round, stage, model, "dropout"),
             keep_weights=masks is not None and not needs.isdisjoint(("weights", "gradients")),
-            on_epoch=on_epoch,
+            on_epoch=on_epoch, until=until,
         )  # fmt: skip
 
     def scores(

@@ -25,10 +25,13 @@ def dense(search: Search, state: State) -> None:
     log(search, state, "round", **full.counts(), exchanged=None, **fit_fields(fit))
 
 
-def imp(search: Search, state: State) -> None:
-    """Iterative magnitude pruning: train weights and soft masks together, remove the lowest scores of each axis."""
+def imp(search: Search, state: State, epochs: int | None = None, keep_scores: bool = False) -> None:
+    """Iterative magnitude pruning: train weights and soft masks together for ``epochs`` (default: mask_epochs), remove the
+    lowest scores of each axis. ``keep_scores`` leaves in the state what it pruned ("before") and by which scores ("pruned
+    by")."""
     before = state.get("keep")
-    fit = search.train_masks(state, "imp", "imp", before, search.config.mask_epochs)
+    epochs = epochs or search.config.mask_epochs
+    fit = search.train_masks(state, "imp", "imp", before, epochs)
     scores = search.scores(state, "imp", "imp", fit, before)
     mined = _recently_mined(state, before, max(1, search.config.protect))
     keep = _pruned(search, before, scores, mined)
@@ -38,7 +41,10 @@ def imp(search: Search, state: State) -> None:
         fields[f"{axis}_spread"] = spread(scores.axis(axis), before.axis(axis))
         fields[f"{axis}_survival"] = _survival(mined, keep, axis)
     if state.round <= search.config.noise_check:
-        fields |= _agreement(search, state, before, keep, mined)
+        fields |= _agreement(search, state, before, keep, mined, epochs)
+    if keep_scores:
+        state.put("before", before)
+        state.put("pruned by", scores)
     state.put("keep", keep)
     log(search, state, "imp", **keep.counts(), **fields, **fit_fields(fit))
 
@@ -52,10 +58,10 @@ def _pruned(search: Search, keep: Pattern, scores: SoftMasks, mined: Pattern | N
     )  # fmt: skip
 
 
-def _agreement(search: Search, state: State, before: Pattern, keep: Pattern, mined: Pattern | None) -> dict:
+def _agreement(search: Search, state: State, before: Pattern, keep: Pattern, mined: Pattern | None, epochs: int) -> dict:
     """Share of what was pruned that a training with a second draw of the masks' noise, and nothing else different, prunes
     as well; the share that chance would give is the pruned fraction."""
-    fit = search.train_masks(state, "imp", "imp", before, search.config.mask_epochs, noise="second mask")
+    fit = search.train_masks(state, "imp", "imp", before, epochs, noise="second mask")
     other = _pruned(search, before, search.scores(state.copy(), "imp", "imp", fit, before), mined)
     fields = {}
     for axis in search.axes:

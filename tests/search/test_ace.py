@@ -107,14 +107,14 @@ def test_stop_rule_takes_the_exchange_back_and_redraws_at_half_the_rate(tiny_con
     keep = Pattern(torch.tensor([True] * 8 + [False] * 8), {})
     first = SoftMasks(torch.arange(16.0), {})  # the lowest kept are 0..3, the highest removed 12..15
     state.put("keep", keep)
-    fields = ace._exchange(search, state, 1, "edges", keep, first, first)
+    fields = ace.exchange_axis(search, state, 1, "edges", keep, first, first)
     after = state.get("keep")
     assert fields["edges_exchanged"] == 4 and not fields["edges_fired"] and fields["edges_overlap"] is None
     assert after.edges.nonzero().flatten().tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
 
     # now what was just mined scores lowest: all four would be erased again
     second = SoftMasks(torch.tensor([0.0] * 4 + [5, 6, 7, 8] + [0.0] * 4 + [1, 2, 3, 4]), {})
-    fields = ace._exchange(search, state, 2, "edges", after, second, second)
+    fields = ace.exchange_axis(search, state, 2, "edges", after, second, second)
     assert fields["edges_overlap"] == 1.0 and fields["edges_fired"]
     assert fields["edges_exchanged"] == 2 and fields["edges_rate"] == 0.25
     # redrawn from the first scores and the first pattern with two picks instead of four
@@ -124,7 +124,7 @@ def test_stop_rule_takes_the_exchange_back_and_redraws_at_half_the_rate(tiny_con
 
     # a later exchange goes on at the halved rate, and overlap is counted against the redraw
     third = SoftMasks(torch.arange(16.0), {})
-    fields = ace._exchange(search, state, 3, "edges", redrawn, third, third)
+    fields = ace.exchange_axis(search, state, 3, "edges", redrawn, third, third)
     assert fields["edges_exchanged"] == 2 and fields["edges_overlap"] == 0.0 and not fields["edges_fired"]
     assert state.get("keep").kept("edges") == 8
 
@@ -135,11 +135,11 @@ def test_overlap_at_the_threshold_does_not_fire(tiny_config):
     keep = Pattern(torch.tensor([True] * 8 + [False] * 8), {})
     state.put("keep", keep)
     scores = SoftMasks(torch.arange(16.0), {})
-    ace._exchange(search, state, 1, "edges", keep, scores, scores)
+    ace.exchange_axis(search, state, 1, "edges", keep, scores, scores)
     now = state.get("keep")
     half = torch.full((16,), 9.0)
     half[torch.tensor([12, 13, 4, 5])] = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    fields = ace._exchange(search, state, 2, "edges", now, SoftMasks(half, {}), SoftMasks(half, {}))
+    fields = ace.exchange_axis(search, state, 2, "edges", now, SoftMasks(half, {}), SoftMasks(half, {}))
     assert fields["edges_overlap"] == 0.5 and not fields["edges_fired"]
 
 

@@ -16,7 +16,8 @@ from acefast.data import load_dataset
 from acefast.errors import InputError
 from acefast.nn import GCN
 from acefast.pruning import ladder
-from acefast.search import Run, find_ticket, resolve_config, run_search
+from acefast.search import rounds as round_loop
+from acefast.search import Run, find_ticket, load_config, resolve_config, run_search
 
 METHODS = [("dense", "paper"), ("ugs", "paper"), ("ace", "paper"), ("ace", "released")]
 
@@ -292,3 +293,32 @@ def test_a_task_that_no_backbone_trains_on_is_refused(tiny_config):
     twin = load_dataset("twin:ogbl-ddi:0.02")
     with pytest.raises(InputError, match="has the task 'link'"):
         run_search(twin, tiny_config())
+
+
+def test_a_ladder_goes_on_by_itself_as_long_as_its_last_rung_wins(tiny, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(round_loop, "LADDER", 2)
+    plan = []
+
+    def progress(event):
+        if event["event"] in ("run", "rounds"):
+            plan.append(event["rounds"])
+
+    run = run_search(tiny, tiny_config(method="ugs", rounds="auto", fix_epochs=9), tmp_path / "auto", progress)
+    vals = [event["val"] for event in run.rounds]
+    wins = [val > vals[0] - round_loop.MARGIN for val in vals]
+    kept = [event["edges_kept"] + event["weights_kept"] for event in run.rounds]
+    removed = [None] + [after < before for before, after in zip(kept, kept[1:])]
+    assert all(w and r for w, r in zip(wins[2:-1], removed[2:-1])) and not (wins[-1] and removed[-1])
+    assert plan == list(range(2, len(vals))) and len(vals) > 4
+    assert load_config(tmp_path / "auto" / "config.toml").rounds == "auto"
+    assert run_search(tiny, tiny_config(method="ugs", rounds="auto", fix_epochs=9), tmp_path / "auto").rounds == run.rounds
+
+
+def test_a_ladder_that_always_wins_ends_where_nothing_is_left_to_remove(tiny_config):
+    event = {"event": "round", "edges_kept": 9, "weights_kept": 4, "val": 0.8}
+    config = tiny_config(rounds="auto")
+    history = [event | {"weights_kept": 90 - k} for k in range(21)]
+    assert round_loop.last_round(config, history[:5]) == 20
+    assert round_loop.last_round(config, history) == 21
+    assert round_loop.last_round(config, [*history, history[-1]]) == 21
+    assert round_loop.last_round(config, [*history[:-1], history[-1] | {"val": 0.7949}]) == 20
