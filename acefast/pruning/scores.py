@@ -9,6 +9,7 @@ A score of one's own is a function of `Inputs` that says what it needs; with a n
     acefast.find_ticket("cora", score="square", data_root=...)
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from acefast.errors import InputError
 from acefast.pruning.pattern import Pattern, SoftMasks
 
-NEEDS = ("weights", "gradients", "generators")
+NEEDS = ("weights", "gradients", "generators", "predictions")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Inputs:
     """dL/dm; None unless the score needs gradients."""
     generator: torch.Generator | None
     """A CPU generator of this tensor's own; None unless the score needs generators."""
+    agreement: Tensor | None = None
+    """[E], of the edges only: <p_u, p_v>, the chance that two draws from the classes predicted for the two ends agree; None unless
+    the score needs predictions."""
+    coefficient: Tensor | None = None
+    """[E], beside agreement: ((1 + d_u)(1 + d_v))^(-1/2), d the degrees over the existing edges; the edge's share in its
+    destination's sum (Kipf and Welling, 2017)."""
 
     @property
     def product(self) -> Tensor:
@@ -43,7 +50,7 @@ class Inputs:
 @dataclass(frozen=True)
 class Score:
     """``function`` of :class:`Inputs` gives the importance, in the mask's shape, larger for more important; ``needs``
-    names what it reads besides the mask: "weights", "gradients", "generators"."""
+    names what it reads besides the mask: "weights", "gradients", "generators", "predictions" (for edges)."""
 
     function: Callable[[Inputs], Tensor]
     needs: tuple[str, ...] = ()
@@ -58,12 +65,20 @@ def _uniform(of: Inputs) -> Tensor:
     return torch.rand(of.mask.shape, generator=of.generator).to(of.mask.device)
 
 
+def _edges(of: Inputs, *factors: Tensor | None) -> Tensor:
+    """The product of what is known of edges; weights have none of it and count by magnitude."""
+    return of.mask.abs() if of.weight is not None or factors[0] is None else math.prod(factors)
+
+
 SCORES: dict[str, Score] = {
     "magnitude": Score(lambda of: of.mask.abs()),
     "product": Score(lambda of: of.product.abs(), ("weights",)),
     "gradient": Score(lambda of: of.gradient.abs(), ("gradients",)),
     "combined": Score(lambda of: (of.product * of.gradient).abs(), ("weights", "gradients")),
     "random": Score(_uniform, ("generators",)),
+    "agreement": Score(lambda of: _edges(of, of.agreement), ("predictions",)),
+    "influence": Score(lambda of: _edges(of, of.agreement, of.coefficient), ("predictions",)),
+    "coefficient": Score(lambda of: _edges(of, of.coefficient), ("predictions",)),
 }
 
 
@@ -82,25 +97,31 @@ def score(
     weights: Mapping[str, Tensor] | None = None,
     gradients: SoftMasks | None = None,
     make: Callable[[str], torch.Generator] | None = None,
+    predictions: tuple[Tensor, Tensor] | None = None,
+    edges: "str | Score | None" = None,
 ) -> SoftMasks:
-    """Scores [like masks] of every element that ``masks`` covers; larger is more important.
+    """Scores [like masks] of every element that ``masks`` covers; larger is more important. ``edges`` names another score for
+    the edges.
 
-    ``weights`` by name, ``gradients`` of the masks, and ``make(name)`` the generator of each tensor, where the score
-    needs them. Raises InputError for an unknown name and for what is needed and missing.
+    ``weights`` by name, ``gradients`` of the masks, ``make(name)`` the generator of each tensor, and ``predictions`` the
+    edges' (agreement, coefficient), where a score needs them. Raises InputError for an unknown name and for what is needed and missing.
     """
-    kind = find_score(name)
-    given = {"weights": weights if masks.weights else {}, "gradients": gradients, "generators": make}
-    missing = [need for need in kind.needs if given[need] is None]
-    if missing:
-        raise InputError(f"score {name!r} needs {' and '.join(missing)}, which were not given")
+    given = {
+        "weights": weights if masks.weights else {}, "gradients": gradients, "generators": make,
+        "predictions": predictions if masks.edges is not None else (),
+    }  # fmt: skip
 
-    def of(key: str, mask: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
-        return kind.function(Inputs(mask, weight, gradient, make(key) if "generators" in kind.needs else None))
+    def of(key: str, mask: Tensor, weight: Tensor | None, gradient: Tensor | None, *ends: Tensor) -> Tensor:
+        chosen = name if edges is None or key != "edges" else edges
+        kind = find_score(chosen)
+        missing = [need for need in kind.needs if given[need] is None]
+        if missing:
+            raise InputError(f"score {chosen!r} needs {' and '.join(missing)}, which were not given")
+        return kind.function(Inputs(mask, weight, gradient, make(key) if "generators" in kind.needs else None, *ends))
 
     gradients = gradients or SoftMasks(None, {})
-    edges = None if masks.edges is None else of("edges", masks.edges, None, gradients.edges)
     return SoftMasks(
-        edges,
+        None if masks.edges is None else of("edges", masks.edges, None, gradients.edges, *(predictions or ())),
         {key: of(key, m, (weights or {}).get(key), gradients.weights.get(key)) for key, m in masks.weights.items()},
     )
 

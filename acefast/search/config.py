@@ -101,6 +101,9 @@ class SearchConfig:
     score: str = "magnitude"
     """Importance: magnitude |m|, product |m*w|, gradient |dL/dm|, combined |m*w*dL/dm|, or random; from Python also a
     name that was added to acefast.pruning.SCORES."""
+    edge_score: str = ""
+    """Importance of the edges where it is another: also agreement <p_u, p_v> of the classes predicted for the ends, or influence, agreement
+    / sqrt((1 + d_u)(1 + d_v)) by kept degrees; score's unless given."""
     tie_directions: bool = False
     """Whether the two directions of an undirected edge are pruned and exchanged together."""
     protect: int = 0
@@ -160,7 +163,7 @@ class SearchConfig:
 
 UNHASHED = ("data_root", "variant")
 FIXED_BY_RELEASED = (
-    "mask_noise score tie_directions protect carry noise_check complement prune_edges exchange_edges tau standardise pruned_edges".split()
+    "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau standardise pruned_edges".split()
 )
 FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
 
@@ -247,6 +250,7 @@ def _check_combination(config: SearchConfig) -> None:
 
     find_method(config.method)
     find_score(config.score)
+    find_score(config.edge_score or config.score)
     if config.preset == "released":
         if config.backbone != "gcn":
             raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")

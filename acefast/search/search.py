@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from acefast import ops
 from acefast.data import Dataset
 from acefast.pruning import AXES, Pattern, SoftMasks, find_score, score, standardise
 from acefast.random import generator, named_seed
@@ -75,7 +76,7 @@ class Search:
             {"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs}
         )
 
-        needs = set(find_score(self.config.score).needs)
+        needs = self._needs()
 
         def on_epoch(epoch, val):
             self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,
@@ -84,7 +85,7 @@ class Search:
         return train(
             self.model, self.data, schedule, self.start, pattern, masks,
             seed=self.seed(state.round, stage, model, "dropout"),
-            keep_weights=masks is not None and not needs.isdisjoint(("weights", "gradients")),
+            keep_weights=masks is not None and not needs.isdisjoint(("weights", "gradients", "predictions")),
             on_epoch=on_epoch, until=until,
         )  # fmt: skip
 
@@ -93,9 +94,13 @@ class Search:
     ) -> SoftMasks:
         """Importance of the existing elements of ``axes`` (default: those that are pruned) at the fit's best epoch, by the
         configured score, together with what they carry from before."""
-        kind = self.config.score
-        gradients = self._mask_gradients(fit, pattern) if "gradients" in find_score(kind).needs else None
-        found = score(kind, fit.masks, fit.weights, gradients, self.make(state.round, stage, model, "score"))
+        needs = self._needs()
+        gradients = self._mask_gradients(fit, pattern) if "gradients" in needs else None
+        predictions = self._predictions(fit, pattern) if "predictions" in needs and "edges" in self.axes else None
+        make = self.make(state.round, stage, model, "score")
+        found = score(
+            self.config.score, fit.masks, fit.weights, gradients, make, predictions, self.config.edge_score or None
+        )
         return self._carried(state, found, pattern, axes or self.axes) if self.config.carry else found
 
     def _carried(self, state: State, scores: SoftMasks, pattern: Pattern, axes) -> SoftMasks:
@@ -113,14 +118,32 @@ class Search:
         state.put("memory", memory)
         return scores
 
-    def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
-        """dL/dm of the training loss without dropout and L1 terms at the fit's best epoch."""
+    def _needs(self) -> set[str]:
+        """What the configured scores need."""
+        return {need for name in (self.config.score, self.config.edge_score or self.config.score) for need in find_score(name).needs}
+
+    def _at_best(self, fit: Fit, masks: SoftMasks, pattern: Pattern) -> Tensor:
+        """The model's output for every node at the fit's best epoch, without dropout."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(fit.weights[name])
-        masks = fit.masks.map(lambda m: m.clone().requires_grad_())
         self.model.eval()
-        logits = self.model(self.data.graph, self.data.x, masks.edges, pattern.edges, masks.weights, pattern.weights)
+        return self.model(self.data.graph, self.data.x, masks.edges, pattern.edges, masks.weights, pattern.weights)
+
+    @torch.no_grad()
+    def _predictions(self, fit: Fit, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """(agreement, coefficient) [E] of every edge, existing or not; see ``acefast.pruning.scores.Inputs``."""
+        graph = self.data.graph
+        p = self._at_best(fit, fit.masks, pattern).softmax(1)
+        src, dst = graph.edge_index()
+        kept = pattern.edges
+        into, out = (torch.bincount(ends[kept], minlength=graph.num_dst) for ends in (dst, src))
+        return ops.sddmm(graph, p, p), ((1 + into[dst]) * (1 + out[src])).float().rsqrt()
+
+    def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
+        """dL/dm of the training loss without dropout and L1 terms at the fit's best epoch."""
+        masks = fit.masks.map(lambda m: m.clone().requires_grad_())
+        logits = self._at_best(fit, masks, pattern)
         loss = torch.nn.functional.cross_entropy(logits[self.data.train], self.data.y[self.data.train])
         gradients = iter(torch.autograd.grad(loss, [*masks.axis("edges"), *masks.axis("weights")]))
         return masks.map(lambda m: next(gradients))
