@@ -39,6 +39,10 @@ def train_and_exchange(search: Search, state: State, number: int) -> None:
     fit = candidate(search, state, stage, number - 1)
     importance = search.scores(state, stage, "retained", fit, keep)
     fields = {}
+    if search.config.complement == "none":
+        lost = search.gains(fit, keep)
+        for axis in exchangeable(search, keep):
+            fields |= exchange_axis(search, state, number, axis, keep, importance, lost)
     for name, axes, pattern in _complements(search, keep, exchangeable(search, keep)):
         other = search.train_masks(state, stage, name, pattern, search.config.ace_epochs)
         fields |= fit_fields(other, f"{name}_")
@@ -55,7 +59,7 @@ def exchangeable(search: Search, keep: Pattern) -> list[str]:
 
 def _complements(search: Search, keep: Pattern, axes: list[str]):
     """(name, axes it scores, pattern) of the complement models: removed elements, kept ones only where said."""
-    if not axes:
+    if not axes or search.config.complement == "none":
         return []
     if search.config.complement == "joint":
         return [("complement", axes, keep.complement(search.axes))]

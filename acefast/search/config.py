@@ -113,8 +113,9 @@ class SearchConfig:
     noise_check: int = 0
     """First rounds in which pruning is repeated under a second draw of the mask noise, to log how far the two agree."""
 
-    complement: Literal["joint", "crossed"] = "joint"
-    """Complement model: removed edges with removed weights, or each axis alone beside the kept other one."""
+    complement: Literal["joint", "crossed", "none"] = "joint"
+    """Complement model: removed edges with removed weights, or each axis alone beside the kept other one; none: no such model, the
+    retained one tells what the removed elements would gain it."""
     exchange_edges: float = 0.02
     """Edges exchanged in an ACE round, as a fraction of min(kept, removed)."""
     exchange_weights: float = 0.02

@@ -76,8 +76,6 @@ class Search:
             {"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs}
         )
 
-        needs = self._needs()
-
         def on_epoch(epoch, val):
             self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,
                            "epochs": schedule.epochs, "val": val})  # fmt: skip
@@ -85,7 +83,7 @@ class Search:
         return train(
             self.model, self.data, schedule, self.start, pattern, masks,
             seed=self.seed(state.round, stage, model, "dropout"),
-            keep_weights=masks is not None and not needs.isdisjoint(("weights", "gradients", "predictions")),
+            keep_weights=masks is not None,
             on_epoch=on_epoch, until=until,
         )  # fmt: skip
 
@@ -99,9 +97,41 @@ class Search:
         predictions = self._predictions(fit, pattern) if "predictions" in needs and "edges" in self.axes else None
         make = self.make(state.round, stage, model, "score")
         found = score(
-            self.config.score, fit.masks, fit.weights, gradients, make, predictions, self.config.edge_score or None
+            self.config.score, fit.masks, fit.weights, gradients, make, predictions, self._edge_score()
         )
         return self._carried(state, found, pattern, axes or self.axes) if self.config.carry else found
+
+    def gains(self, fit: Fit, keep: Pattern) -> SoftMasks:
+        """Importance of the removed elements to the fit's own model, at its best epoch: of weights |dL/dw| (RigL, Evci et al.,
+        ICML 2020), of edges their score where predictions are all it needs, else -dL/dm, by how much the training loss would fall
+        with them. Without dropout and L1 terms; what it says of kept elements is of no use."""
+        start = {name: fit.weights[name] * m for name, m in fit.masks.weights.items()}
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(start.get(name, fit.weights[name]))
+        self.model.eval()
+        predicted = "edges" in self.axes and find_score(self._edge_score()).needs == ("predictions",)
+        edges = None if fit.masks.edges is None or predicted else fit.masks.edges.clone().requires_grad_()
+        ones = {name: k for name, k in keep.weights.items() if "weights" not in self.axes}
+        logits = self.model(
+            self.data.graph, self.data.x, fit.masks.edges if edges is None else edges,
+            keep.edges if edges is None else None, {}, ones,
+        )  # fmt: skip
+        parameters = dict(self.model.named_parameters())
+        leaves = [parameters[name] for name in fit.masks.weights] + ([] if edges is None else [edges])
+        gradients = list(torch.autograd.grad(self._loss(logits), leaves)) if leaves else []
+        weights = {name: gradient.abs() for name, gradient in zip(fit.masks.weights, gradients)}
+        if predicted:
+            found = score(self._edge_score(), SoftMasks(fit.masks.edges, {}), predictions=self._predictions(fit, keep)).edges
+        else:
+            found = None if edges is None else -gradients[-1]
+        return SoftMasks(found, weights)
+
+    def _edge_score(self) -> str:
+        return self.config.edge_score or self.config.score
+
+    def _loss(self, logits: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits[self.data.train], self.data.y[self.data.train])
 
     def _carried(self, state: State, scores: SoftMasks, pattern: Pattern, axes) -> SoftMasks:
         """c S + (1 - c) z of the existing elements, z their standardised scores and S the same of before (0 at first); the
@@ -120,7 +150,7 @@ class Search:
 
     def _needs(self) -> set[str]:
         """What the configured scores need."""
-        return {need for name in (self.config.score, self.config.edge_score or self.config.score) for need in find_score(name).needs}
+        return {need for name in (self.config.score, self._edge_score()) for need in find_score(name).needs}
 
     def _at_best(self, fit: Fit, masks: SoftMasks, pattern: Pattern) -> Tensor:
         """The model's output for every node at the fit's best epoch, without dropout."""
@@ -144,6 +174,5 @@ class Search:
         """dL/dm of the training loss without dropout and L1 terms at the fit's best epoch."""
         masks = fit.masks.map(lambda m: m.clone().requires_grad_())
         logits = self._at_best(fit, masks, pattern)
-        loss = torch.nn.functional.cross_entropy(logits[self.data.train], self.data.y[self.data.train])
-        gradients = iter(torch.autograd.grad(loss, [*masks.axis("edges"), *masks.axis("weights")]))
+        gradients = iter(torch.autograd.grad(self._loss(logits), [*masks.axis("edges"), *masks.axis("weights")]))
         return masks.map(lambda m: next(gradients))
