@@ -3,13 +3,16 @@
 magnitude |m|; product |m w|; gradient |dL/dm|; combined |m w dL/dm|; random uniform in [0, 1). An edge has no weight
 of its own, so there w = 1 (UGS, Chen et al. 2021, for the magnitude; Molchanov et al. 2019 for the Taylor term).
 
+For edges u -> v alone, with p the predicted class probabilities and d the degrees over existing edges: agreement <p_u, p_v>;
+influence <p_u, p_v> / sqrt((1 + d_u)(1 + d_v)), GCN's coefficient as far as it joins nodes of a class; share <p_u, p_v> / (1 + d_v), the
+part of what v receives that comes from its own class.
+
 A score of one's own is a function of `Inputs` that says what it needs; with a name it serves every search:
 
     SCORES["square"] = Score(lambda of: of.mask.square())
     acefast.find_ticket("cora", score="square", data_root=...)
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -37,9 +40,8 @@ class Inputs:
     agreement: Tensor | None = None
     """[E], of the edges only: <p_u, p_v>, the chance that two draws from the classes predicted for the two ends agree; None unless
     the score needs predictions."""
-    coefficient: Tensor | None = None
-    """[E], beside agreement: ((1 + d_u)(1 + d_v))^(-1/2), d the degrees over the existing edges; the edge's share in its
-    destination's sum (Kipf and Welling, 2017)."""
+    degrees: tuple[Tensor, Tensor] | None = None
+    """([E], [E]), beside agreement: existing edges out of the edge's source, and into its destination."""
 
     @property
     def product(self) -> Tensor:
@@ -65,20 +67,15 @@ def _uniform(of: Inputs) -> Tensor:
     return torch.rand(of.mask.shape, generator=of.generator).to(of.mask.device)
 
 
-def _edges(of: Inputs, *factors: Tensor | None) -> Tensor:
-    """The product of what is known of edges; weights have none of it and count by magnitude."""
-    return of.mask.abs() if of.weight is not None or factors[0] is None else math.prod(factors)
-
-
 SCORES: dict[str, Score] = {
     "magnitude": Score(lambda of: of.mask.abs()),
     "product": Score(lambda of: of.product.abs(), ("weights",)),
     "gradient": Score(lambda of: of.gradient.abs(), ("gradients",)),
     "combined": Score(lambda of: (of.product * of.gradient).abs(), ("weights", "gradients")),
     "random": Score(_uniform, ("generators",)),
-    "agreement": Score(lambda of: _edges(of, of.agreement), ("predictions",)),
-    "influence": Score(lambda of: _edges(of, of.agreement, of.coefficient), ("predictions",)),
-    "coefficient": Score(lambda of: _edges(of, of.coefficient), ("predictions",)),
+    "agreement": Score(lambda of: of.agreement, ("predictions",)),
+    "influence": Score(lambda of: of.agreement * ((1 + of.degrees[0]) * (1 + of.degrees[1])).rsqrt(), ("predictions",)),
+    "share": Score(lambda of: of.agreement / (1 + of.degrees[1]), ("predictions",)),
 }
 
 
@@ -97,14 +94,14 @@ def score(
     weights: Mapping[str, Tensor] | None = None,
     gradients: SoftMasks | None = None,
     make: Callable[[str], torch.Generator] | None = None,
-    predictions: tuple[Tensor, Tensor] | None = None,
+    predictions: tuple[Tensor, tuple[Tensor, Tensor]] | None = None,
     edges: "str | Score | None" = None,
 ) -> SoftMasks:
     """Scores [like masks] of every element that ``masks`` covers; larger is more important. ``edges`` names another score for
     the edges.
 
     ``weights`` by name, ``gradients`` of the masks, ``make(name)`` the generator of each tensor, and ``predictions`` the
-    edges' (agreement, coefficient), where a score needs them. Raises InputError for an unknown name and for what is needed and missing.
+    edges' (agreement, degrees), where a score needs them. Raises InputError for an unknown name and for what is needed and missing.
     """
     given = {
         "weights": weights if masks.weights else {}, "gradients": gradients, "generators": make,

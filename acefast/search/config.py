@@ -102,8 +102,8 @@ class SearchConfig:
     """Importance: magnitude |m|, product |m*w|, gradient |dL/dm|, combined |m*w*dL/dm|, or random; from Python also a
     name that was added to acefast.pruning.SCORES."""
     edge_score: str = ""
-    """Importance of the edges where it is another: also agreement <p_u, p_v> of the classes predicted for the ends, or influence, agreement
-    / sqrt((1 + d_u)(1 + d_v)) by kept degrees; score's unless given."""
+    """Importance of the edges where it is another: also agreement <p_u, p_v> of the classes predicted for the ends, influence,
+    agreement / sqrt((1 + d_u)(1 + d_v)) by kept degrees, or share, agreement / (1 + d_v); score's unless given."""
     tie_directions: bool = False
     """Whether the two directions of an undirected edge are pruned and exchanged together."""
     protect: int = 0
@@ -252,6 +252,8 @@ def _check_combination(config: SearchConfig) -> None:
     find_method(config.method)
     find_score(config.score)
     find_score(config.edge_score or config.score)
+    if "predictions" in find_score(config.score).needs:
+        raise InputError(f"score {config.score} is one of edges: give it as edge_score")
     if config.preset == "released":
         if config.backbone != "gcn":
             raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")

@@ -161,14 +161,14 @@ class Search:
         return self.model(self.data.graph, self.data.x, masks.edges, pattern.edges, masks.weights, pattern.weights)
 
     @torch.no_grad()
-    def _predictions(self, fit: Fit, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """(agreement, coefficient) [E] of every edge, existing or not; see ``acefast.pruning.scores.Inputs``."""
+    def _predictions(self, fit: Fit, pattern: Pattern) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(agreement, degrees) of every edge, existing or not; see ``acefast.pruning.scores.Inputs``."""
         graph = self.data.graph
         p = self._at_best(fit, fit.masks, pattern).softmax(1)
         src, dst = graph.edge_index()
         kept = pattern.edges
         into, out = (torch.bincount(ends[kept], minlength=graph.num_dst) for ends in (dst, src))
-        return ops.sddmm(graph, p, p), ((1 + into[dst]) * (1 + out[src])).float().rsqrt()
+        return ops.sddmm(graph, p, p), (out[src].float(), into[dst].float())
 
     def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
         """dL/dm of the training loss without dropout and L1 terms at the fit's best epoch."""

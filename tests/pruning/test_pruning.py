@@ -229,3 +229,18 @@ def test_flat_round_trip():
     again = Pattern.from_flat("keep", {**pattern.flat("keep"), **pattern.flat("other")})
     assert torch.equal(again.edges, pattern.edges) and list(again.weights) == list(pattern.weights)
     assert all(torch.equal(again.weights[name], pattern.weights[name]) for name in pattern.weights)
+
+
+def test_scores_of_edges_by_predictions():
+    masks = SoftMasks(torch.ones(3), {"w": torch.tensor([[0.5, -2.0]])})
+    agreement, degrees = torch.tensor([0.9, 0.5, 0.1]), (torch.tensor([3.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 4.0]))
+    for name, expected in {
+        "agreement": agreement,
+        "influence": torch.tensor([0.9 / 2, 0.5 / 2**0.5, 0.1 / 10**0.5]),
+        "share": torch.tensor([0.9, 0.25, 0.02]),
+    }.items():
+        found = score("magnitude", masks, predictions=(agreement, degrees), edges=name)
+        torch.testing.assert_close(found.edges, expected)
+        assert torch.equal(found.weights["w"], masks.weights["w"].abs())
+    with pytest.raises(InputError, match="needs predictions"):
+        score("magnitude", masks, edges="share")
