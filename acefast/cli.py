@@ -1,4 +1,4 @@
-"""The command line: acefast search | grid | demo | report | inspect | retrain | env.
+"""The command line: acefast search | grid | demo | report | pack | inspect | retrain | env.
 
 Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
 """
@@ -98,15 +98,29 @@ class ReportOptions:
     """Print and write the table and the plot of accuracy over sparsity of one or several runs.
 
     Runs that differ by seed alone are shown as mean and standard deviation. report.md and accuracy.png go to --out,
-    else into the folder of a single run, else into the folder that holds the runs.
+    else into the folder of a single run, else into the folder that holds the runs or packs.
     """
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR...")]
-    """Run folders, or folders that hold run folders."""
+    """Run folders, folders that hold run folders, files of acefast pack."""
     out: Path | None = None
     """Folder for report.md and accuracy.png."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON list, a row per run and round, and nothing else; files are written only with --out."""
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Put what a report needs of many runs into one small file of JSON lines, which acefast report takes in their place.
+
+    A file that exists keeps its runs: one that is there already is replaced by a record with at least as many rounds, and
+    refused where the two contradict each other.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="DIR...")]
+    """Run folders, folders that hold run folders, files of acefast pack."""
+    out: Path
+    """The file, such as results.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +360,7 @@ def _given(args: list[str], key: str) -> str | None:
 def report_(args: list[str]) -> int:
     options = parse(ReportOptions, "report", args)
     if not options.runs:
-        raise InputError("report needs at least one run folder: name the --out folder of a search")
+        raise InputError("report needs at least one run folder or pack: name the --out folder of a search")
     if not options.json:
         finish(Console(), options.runs, options.out)
         return 0
@@ -354,6 +368,15 @@ def report_(args: list[str]) -> int:
     if options.out is not None:
         report.write(groups, options.out)
     print(json.dumps(report.rows(groups), indent=1, allow_nan=False))
+    return 0
+
+
+def pack(args: list[str]) -> int:
+    options = parse(PackOptions, "pack", args)
+    if not options.runs:
+        raise InputError("pack needs at least one run folder: name the --out folder of a search")
+    counts = report.pack(options.runs, options.out)
+    print(f"{options.out}: {counts['packed']} runs; {counts['new']} new, {counts['replaced']} replaced, {counts['kept']} kept")
     return 0
 
 
@@ -505,6 +528,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "grid": ("many searches from one file of settings, some at a time", grid),
     "demo": ("dense, UGS and ACE-GLT on a generated graph, in minutes and without data", demo),
     "report": ("table and plot of accuracy over sparsity of runs", report_),
+    "pack": ("what a report needs of many runs, in one small file", pack),
     "inspect": ("tell what is in a ticket", inspect),
     "retrain": ("train a ticket anew: from its first weights, another seed's, or under another backbone", retrain),
     "env": ("versions, what was built, which backend serves which op", env),

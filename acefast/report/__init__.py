@@ -1,4 +1,4 @@
-"""Tables and plots from run folders."""
+"""Tables and plots from run folders and packs."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from rich.console import Console
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.report import table
-from acefast.report.runs import Group, Rung, RunRecord, common_folder, find_runs, group_runs, read_run
+from acefast.report.pack import pack, read_runs
+from acefast.report.runs import Group, Rung, RunRecord, common_folder, group_runs, read_run
 from acefast.report.winning import Verdict, judge
 
 REPORT, PLOT = "report.md", "accuracy.png"
@@ -17,11 +18,12 @@ __all__ = [
     "RunRecord",
     "Rung",
     "Verdict",
-    "find_runs",
     "group_runs",
     "judge",
-    "read_run",
+    "pack",
     "read_groups",
+    "read_run",
+    "read_runs",
     "rows",
     "show",
     "write",
@@ -30,9 +32,12 @@ __all__ = [
 rows = table.rows
 
 
-def read_groups(folders) -> list[Group]:
-    """Every run in or below `folders`, read, checked and grouped over seeds. Raises InputError."""
-    return group_runs([read_run(path) for path in find_runs(folders)])
+def read_groups(sources) -> list[Group]:
+    """Every run of `sources` (run folders, folders that hold some, packs), checked and grouped over seeds.
+
+    Raises InputError.
+    """
+    return group_runs(read_runs(sources))
 
 
 def show(groups: list[Group], console: Console | None = None) -> None:
@@ -46,13 +51,12 @@ def show(groups: list[Group], console: Console | None = None) -> None:
 def write(groups: list[Group], out=None) -> tuple[Path, Path]:
     """Write report.md and accuracy.png into `out` and return their paths.
 
-    Without `out`: into the run's folder for one run, else into the folder that holds the runs, or the current one where
-    they share none. Raises InputError where the folder cannot be written.
+    Without `out`: into the run's folder for one run, else into the folder that holds the runs or packs, or the current one
+    where they share none. Raises InputError where the folder cannot be written.
     """
     from acefast.report.plot import accuracy_plot  # Imported where it is needed: matplotlib takes a second.
 
-    paths = [run.path for group in groups for run in group.runs]
-    out = Path(out) if out is not None else paths[0] if len(paths) == 1 else common_folder(paths)
+    out = Path(out) if out is not None else common_folder([run for group in groups for run in group.runs])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

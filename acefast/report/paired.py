@@ -20,7 +20,6 @@ from acefast.report.runs import Group, RunRecord
 from acefast.report.winning import SEEDS_TO_CLAIM, half_width
 
 ALPHA = 0.05
-ORDER = ("dense", "random", "gebt", "ugs")  # a method is held against those before it; others come after
 MOST_SEEDS = 20  # 2^20 signs are seconds, each further seed doubles them
 
 
@@ -64,7 +63,8 @@ class Comparison:
 
 
 def compare(groups: list[Group]) -> list[Comparison]:
-    """Every two groups of a cell with two seeds or more in common and the same ladder, corrected over the cells."""
+    """Every two groups of a cell with two seeds or more in common and the same ladder, the later one in the groups' order
+    (`RunRecord.place`) held against the earlier, corrected over the cells."""
     cells: dict[tuple, list[Group]] = {}
     for group in groups:
         if group.common > 1:
@@ -72,18 +72,11 @@ def compare(groups: list[Group]) -> list[Comparison]:
             cells.setdefault(key, []).append(group)
     found = []
     for cell, members in cells.items():
-        members.sort(key=_place)
         for base, method in combinations(members, 2):
             comparison = _compare(cell, method, base)
             if comparison is not None:
                 found.append(comparison)
     return correct(found)
-
-
-def _place(group: Group) -> tuple[int, bool]:
-    """By method, and what has no variant's name first."""
-    method = group.config["method"]
-    return (*ORDER, method).index(method), bool(group.config.get("variant"))
 
 
 def _compare(cell, method: Group, base: Group) -> Comparison | None:

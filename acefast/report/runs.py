@@ -1,4 +1,4 @@
-"""Run folders as records: every line is checked before a number of it is shown."""
+"""Runs as records, from their folders: every line is checked before a number of it is shown. Packed runs: pack.py."""
 
 import json
 import math
@@ -26,7 +26,21 @@ DETAILS: dict[str, Callable] = {
     "mined_rank": fmean,
     "survival": fmean,  # fraction of the recently mined that pruning left
     "spread": fmean,  # standard deviation of the scores that pruning went by
+    "agreement": fmean,  # share of what was pruned on which two draws of the masks' first noise agree
+    "homophily_kept": fmean,  # fraction of the kept edges whose ends have one label
+    "homophily_removed": fmean,  # the same of the removed ones
+    "degree_kept": fmean,  # mean degree of the ends of the kept edges, in the whole graph
+    "degree_removed": fmean,
 }
+# The order of what a report shows: the known names first, then others by name.
+ORDER = {
+    "dataset": ("cora", "citeseer", "pubmed"),
+    "backbone": ("gcn", "gin", "gat"),
+    "axes": ("joint", "edges", "weights"),
+    "method": ("dense", "random", "gebt", "ugs", "ace"),
+}
+MEND = "run the search's command again to mend it, or acefast pack where it is a pack"
+CHANGED = "the file was changed; make it anew, a run folder by its search and a pack by acefast pack"
 # Settings that do not make another experiment of a run: its repetition, its place and the machine.
 NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
 
@@ -61,11 +75,19 @@ class Rung:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder holds: its settings and its finished rounds, 0 (dense) first."""
+    """What a run folder or a line of a pack holds: its settings, its finished rounds, 0 (dense) first, and the versions,
+    processor and fingerprints {name: text} that it began with. A packed run's path is that of its pack, then its name."""
 
     path: Path
     config: dict
     rungs: tuple[Rung, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    pack: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """That of the run's folder."""
+        return self.path.name if self.pack else self.path.resolve().name
 
     @property
     def seed(self) -> int:
@@ -80,6 +102,13 @@ class RunRecord:
     def group_key(self) -> str:
         """Equal for runs that differ by seed alone."""
         return json.dumps({k: v for k, v in self.config.items() if k not in NOT_GROUPED}, sort_keys=True, default=str)
+
+    @property
+    def place(self) -> tuple:
+        """Sorts runs by cell (dataset, backbone, axes), method, variant (none first), other settings, seed."""
+        names = (self.config[key] for key in ORDER)
+        ranked = [((*known, name).index(name), name) for known, name in zip(ORDER.values(), names)]
+        return (*ranked, str(self.config.get("variant", "")), self.group_key, self.seed)
 
 
 @dataclass(frozen=True)
@@ -109,27 +138,14 @@ class Group:
         return sum(counts) if counts else None
 
 
-def find_runs(folders) -> list[Path]:
-    """The run folders among `folders` and, for a folder that is none itself, below it, in order and once each.
-
-    Raises InputError for a folder that is missing or has no run.
-    """
-    found: dict[Path, Path] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise InputError(f"there is no run folder {folder}; name the --out folder of a search")
-        inside = (
-            [folder]
-            if is_run(folder)
-            else sorted(path.parent for path in folder.rglob("config.toml") if is_run(path.parent))
-        )
-        if not inside:
-            raise InputError(
-                f"{folder} holds no run (no config.toml with history.jsonl); name the --out folder of a search"
-            )
-        for path in inside:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
+def find_runs(folder: Path) -> list[Path]:
+    """`folder` where it is a run folder, else those below it, in order. Raises InputError where there is none."""
+    if is_run(folder):
+        return [folder]
+    inside = sorted(path.parent for path in folder.rglob("config.toml") if is_run(path.parent))
+    if not inside:
+        raise InputError(f"{folder} holds no run (no config.toml with history.jsonl); name the --out folder of a search")
+    return inside
 
 
 def is_run(folder: Path) -> bool:
@@ -137,40 +153,44 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder) -> RunRecord:
-    """Read and check config.toml, history.jsonl and timings.jsonl of one run.
+    """Read and check config.toml, history.jsonl, timings.jsonl and, where it is there, checkpoint.json of one run.
 
     Raises InputError, which names the file and the line, for what is missing, cut short, malformed or contradictory.
     """
     folder = Path(folder)
-    config = _read_config(folder / "config.toml")
-    costs = _read_costs(folder / "timings.jsonl")
+    config = check_config(folder / "config.toml", _read_config(folder / "config.toml"))
+    timings = folder / "timings.jsonl"
+    costs = sum_costs(lines_of(timings) if timings.exists() else ())
+    rungs = collect_rungs(lines_of(folder / "history.jsonl"), costs)
+    if not rungs:
+        raise InputError(f"{folder} has no finished round yet; let its search finish at least the dense baseline")
+    return RunRecord(folder, config, rungs, _read_environment(folder / "checkpoint.json"))
+
+
+def collect_rungs(events, costs: dict) -> tuple[Rung, ...]:
+    """The rungs that (place, event) pairs of a history tell of, each with the details seen since the one before."""
     rungs: list[Rung] = []
     seen: dict[str, list] = defaultdict(list)
-    for place, event in _lines(folder / "history.jsonl"):
+    for place, event in events:
         if not isinstance(event.get("event"), str):
-            raise InputError(
-                f"{place} has no text 'event'; the file was changed, so run the search again in a new folder"
-            )
+            raise InputError(f"{place} has no text 'event'; {CHANGED}")
         _note_details(place, event, seen)
         if event["event"] == "round":
             details = {name: float(DETAILS[name.split("_", 1)[1]](values)) for name, values in seen.items()}
             rungs.append(_rung(place, event, rungs, costs, details))
             seen.clear()
-    if not rungs:
-        raise InputError(f"{folder} has no finished round yet; let its search finish at least the dense baseline")
-    return RunRecord(folder, config, tuple(rungs))
+    return tuple(rungs)
 
 
 def group_runs(runs) -> list[Group]:
-    """Group runs that differ by seed alone, in the order given; labels tell the groups apart.
+    """Group runs that differ by seed alone, in the order of `RunRecord.place`; labels tell the groups apart.
 
     Raises InputError where two runs of a group have the same seed.
     """
     groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.place):
         groups.setdefault(run.group_key, []).append(run)
     for members in groups.values():
-        members.sort(key=lambda run: run.seed)
         for one, two in zip(members, members[1:]):
             if one.seed == two.seed:
                 raise InputError(
@@ -204,25 +224,47 @@ def _labels(groups) -> list[str]:
 
 def _read_config(path: Path) -> dict:
     try:
-        config = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path} cannot be read as TOML: {reason}; name the --out folder of a search") from None
+
+
+def check_config(place, config: dict) -> dict:
+    """The settings, which must have the names and the seed."""
     for name, kind in [*((name, str) for name in NAMES), ("seed", int)]:
         if type(config.get(name)) is not kind:
-            raise InputError(f"{path} must have {name} as {kind.__name__}, got {config.get(name)!r}; it is no search's")
+            raise InputError(f"{place} must have {name} as {kind.__name__}, got {config.get(name)!r}; it is no search's")
     return config
 
 
-def _read_costs(path: Path) -> dict[int, tuple[float, int | None]]:
-    """{round: (seconds, epochs)}, empty where nothing was timed; epochs are None where a stage does not say them."""
+def _read_environment(path: Path) -> dict[str, str]:
+    """What a run began with, by checkpoint.json; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())["values"]
+        found = {"data": values["data"], "start": values["start"], **values["environment"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{path} is not that of a search; run the search's command again to mend it") from None
+    return check_environment(path, found)
+
+
+def check_environment(place, found) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise InputError(f"{place}: the environment must be texts by name, got {found!r}; {CHANGED}")
+    return found
+
+
+def sum_costs(timings) -> dict[int, tuple[float, int | None]]:
+    """{round: (seconds, epochs)} of (place, line) pairs; epochs are None where a stage does not say them."""
     total: dict[int, tuple[float, int | None]] = {}
-    for place, line in _lines(path) if path.exists() else ():
+    for place, line in timings:
         k, seconds, epochs = line.get("round"), line.get("seconds"), line.get("epochs")
         if type(k) is not int or k < 0 or not _is_number(seconds) or seconds < 0:
-            raise InputError(f"{place} must have a round and its seconds, got {k!r} and {seconds!r}; remove {path}")
+            raise InputError(f"{place} must have a round and its seconds, got {k!r} and {seconds!r}; {CHANGED}")
         if epochs is not None and (type(epochs) is not int or epochs < 0):
-            raise InputError(f"{place} must have epochs as a whole number, got {epochs!r}; remove {path}")
+            raise InputError(f"{place} must have epochs as a whole number, got {epochs!r}; {CHANGED}")
         before = total.get(k, (0.0, 0))
         total[k] = before[0] + seconds, None if epochs is None or before[1] is None else before[1] + epochs
     return total
@@ -236,19 +278,16 @@ def _note_details(place: str, event: dict, seen: dict[str, list]) -> None:
             continue
         value = int(value) if isinstance(value, bool) else value
         if not _is_number(value) or value < 0:
-            raise InputError(
-                f"{place}: {name} must be a number of 0 or more, got {value!r}; the file was changed, so run the search "
-                f"again in a new folder"
-            )
+            raise InputError(f"{place}: {name} must be a number of 0 or more, got {value!r}; {CHANGED}")
         seen[name].append(value)
 
 
-def _lines(path: Path):
+def lines_of(path: Path):
     """(place, object) of each line of a file of JSON objects."""
     try:
         text = path.read_bytes().decode()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; name the --out folder of a search") from None
+        raise InputError(f"{path} cannot be read: {error}; name the --out folder of a search, or a pack") from None
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         place = f"{path} line {number}"
         try:
@@ -256,17 +295,15 @@ def _lines(path: Path):
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise InputError(
-                f"{place} is no JSON object (cut short or changed?); run the search's command again to mend it"
-            )
+            raise InputError(f"{place} is no JSON object (cut short or changed?); {MEND}")
         yield place, value
     if text and not text.endswith("\n"):
-        raise InputError(f"{path} is cut short: its last line has no end; run the search's command again to mend it")
+        raise InputError(f"{path} is cut short: its last line has no end; {MEND}")
 
 
 def _rung(place: str, event: dict, before: list[Rung], costs: dict, details: dict[str, float]) -> Rung:
     def refuse(what):
-        raise InputError(f"{place}: {what}; the file was changed, so run the search again in a new folder")
+        raise InputError(f"{place}: {what}; {CHANGED}")
 
     if type(event.get("round")) is not int or event["round"] != len(before):
         refuse(f"round must be {len(before)}, the next one, got {event.get('round')!r}")
@@ -297,6 +334,10 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def common_folder(paths) -> Path:
-    """Where a report on several runs goes by default: the folder they lie in, or the current one if they share none."""
-    return paths[0].parent if len({path.resolve().parent for path in paths}) == 1 else Path()
+def common_folder(runs) -> Path:
+    """Where a report goes by default: the folder of a single run, else the one that the runs' folders and packs lie in, or
+    the current one if they share none."""
+    if len(runs) == 1 and not runs[0].pack:
+        return runs[0].path
+    homes = {(run.pack or run.path).resolve().parent: (run.pack or run.path).parent for run in runs}
+    return next(iter(homes.values())) if len(homes) == 1 else Path()

@@ -14,6 +14,9 @@ from acefast.report.published import PUBLISHED
 from acefast.report.runs import AXES, COUNTS, DETAILS, NAMES, Group
 from acefast.report.winning import SEEDS_TO_CLAIM, judge
 
+STRUCTURE = ("homophily_kept", "homophily_removed", "degree_kept", "degree_removed")
+ROUNDS = tuple(what for what in DETAILS if what not in STRUCTURE)
+MOST_LADDERS = 6  # groups whose ladders are printed in a terminal; the file has them all
 # How a detail of each axis is headed and written.
 COLUMNS = {
     "exchanged": ("exchanged", "{:.0f}"),
@@ -22,6 +25,11 @@ COLUMNS = {
     "mined_rank": ("rank of mined", "{:.2f}"),
     "survival": ("survival", "{:.2f}"),
     "spread": ("score spread", "{:.1e}"),
+    "agreement": ("agreement", "{:.2f}"),
+    "homophily_kept": ("homophily of kept", "{:.3f}"),
+    "homophily_removed": ("homophily of removed", "{:.3f}"),
+    "degree_kept": ("degree of kept", "{:.1f}"),
+    "degree_removed": ("degree of removed", "{:.1f}"),
 }
 
 
@@ -123,15 +131,15 @@ def cost(group: Group, what: str, form: str) -> str:
     return "" if None in values else form.format(sum(values) / len(group.runs))
 
 
-def diagnosis(group: Group) -> Table | None:
-    """What each round did, mean over seeds: a column for each detail of each axis that the method tells, and the epochs;
-    None where it tells nothing."""
+def diagnosis(group: Group, which=ROUNDS, epochs: bool = True) -> Table | None:
+    """What each round did, mean over seeds: a column for each detail of each axis that the method tells, among `which`, and
+    the epochs; None where it tells nothing."""
     rungs = range(1, max(len(run.rungs) for run in group.runs))
-    names = [f"{axis}_{what}" for what in DETAILS for axis in AXES]
+    names = [f"{axis}_{what}" for what in which for axis in AXES]
     names = [name for name in names if any(name in r.details for k in rungs for r in group.at(k))]
     if not names:
         return None
-    epochs = any(r.epochs is not None for k in rungs for r in group.at(k))
+    epochs = epochs and any(r.epochs is not None for k in rungs for r in group.at(k))
     table = Table("rung")
     for name in names:
         axis, what = name.split("_", 1)
@@ -148,6 +156,11 @@ def diagnosis(group: Group) -> Table | None:
         values = [r.epochs for r in group.at(k) if r.epochs is not None]
         table.add_row(*cells, *[f"{fmean(values):.0f}" if values else ""] * epochs)
     return table
+
+
+def structure(group: Group) -> Table | None:
+    """What the kept and the removed edges of each rung are like, mean over seeds; None where the runs do not say it."""
+    return diagnosis(group, STRUCTURE, epochs=False)
 
 
 def published(groups: list[Group]) -> Table | None:
@@ -204,7 +217,7 @@ def findings(group: Group) -> list[str]:
     verdict, n = judge(group), len(group.runs)
     planned = group.config.get("rounds", 0)
     short = [run for run in group.runs if isinstance(planned, int) and len(run.rungs) <= planned]
-    unfinished = [f"Unfinished: {len(run.rungs) - 1} of {planned} rounds in {run.path}." for run in short]
+    unfinished = [f"Unfinished: {len(run.rungs) - 1} of {planned} rounds in {run.name}." for run in short]
     if len(verdict.loose) == 1:
         return unfinished
     mean = "mean test" if n > 1 else "test"
@@ -269,29 +282,42 @@ PAPER = (
     "form; the published ones are of one axis alone, so those beside joint axes, in brackets, are no like for like. "
     "Accuracies are the highest over the rungs. * is the paper's own significance, - is none.\n"
 )
+LADDER = (
+    "Sparsity is removed / total. Accuracies are at the best validation epoch, mean ± sample standard deviation over seeds. "
+    "Wins: *strict* where every rung up to it is non-inferior to dense on validation (lower 95 % bound of the paired "
+    f"difference above -0.5 points, {SEEDS_TO_CLAIM} seeds or more), *loose* where the mean test accuracy is not below dense. "
+    "Epochs and seconds are those of the rounds as run, all stages, mean over seeds.\n"
+)
 DIAGNOSIS = (
-    "What the rounds did, means over seeds. Exchanged: elements erased, and as many mined, in all ACE rounds; taken back: exchanges redrawn at "
-    "half their rate; rank of the picks among their candidates, 0 the first, 0.5 random; survival: the share of the "
-    "recently mined that the round's pruning left; score spread: standard deviation of the scores that pruning went by.\n"
+    "What the rounds did, means over seeds. Exchanged: elements erased, and as many mined, in all ACE rounds; taken back: "
+    "exchanges redrawn at half their rate; rank of the picks among their candidates, 0 the first, 0.5 random; survival: the "
+    "share of the recently mined that the round's pruning left; score spread: standard deviation of the scores that pruning "
+    "went by; agreement: the share of what was pruned on which two draws of the masks' first noise agree; homophily: the "
+    "fraction of edges whose two ends have one label; degree: the mean degree of their ends in the whole graph.\n"
 )
 
 
 def as_terminal(groups: list[Group]):
-    """Everything as one rich renderable."""
+    """Everything that fits a terminal as one rich renderable: side by side, compared, and the ladders of a few groups."""
     parts = []
-    for group in groups:
-        table = ladder(group)
-        table.box = box.SIMPLE_HEAD
-        parts += [Text(heading(group), style="bold"), table, *(Text(line) for line in findings(group)), Text()]
+    if len(groups) <= MOST_LADDERS:
+        for group in groups:
+            parts += [Text(heading(group), style="bold"), _boxed(ladder(group)), *map(Text, findings(group)), Text()]
     if len(groups) > 1:
-        table = comparison(groups)
-        table.box = box.SIMPLE_HEAD
-        parts += [Text("Side by side", style="bold"), table]
+        parts += [Text("Side by side", style="bold"), _boxed(comparison(groups))]
+        if (table := paired(groups)) is not None:
+            parts += [Text("Methods compared", style="bold"), _boxed(table)]
     return Lines(*parts)
 
 
+def _boxed(table: Table) -> Table:
+    table.box = box.SIMPLE_HEAD
+    return table
+
+
 def as_markdown(groups: list[Group], plot: str) -> str:
-    """The report's text: tables, findings, the plot by its file name, and what the columns mean."""
+    """The report's text: the plot by its file name, all groups side by side, methods compared, the published figures, then
+    each group's ladder, findings and details, and what the columns mean."""
     parts = ["# Accuracy and sparsity\n", f"![Accuracy over sparsity]({plot})\n"]
     if len(groups) > 1:
         parts += ["## Side by side\n", _markdown(comparison(groups))]
@@ -301,16 +327,10 @@ def as_markdown(groups: list[Group], plot: str) -> str:
         parts += ["## Next to the published figures\n", _markdown(table), PAPER]
     for group in groups:
         parts += [f"## {heading(group)}\n", _markdown(ladder(group)), *(f"{line}\n" for line in findings(group))]
-        if (table := diagnosis(group)) is not None:
-            parts.append(_markdown(table))
-        parts.append(f"Runs: {', '.join(f'`{run.path.resolve().name}`' for run in group.runs)}.\n")
-    parts.append(
-        "Sparsity is removed / total. Accuracies are at the best validation epoch, mean ± sample standard deviation "
-        "over seeds. Wins: *strict* where every rung up to it is non-inferior to dense on validation (lower 95 % bound "
-        f"of the paired difference above -0.5 points, {SEEDS_TO_CLAIM} seeds or more), *loose* where the mean test "
-        "accuracy is not below dense. Epochs and seconds are those of the rounds as run, all stages, mean over seeds.\n"
-    )
-    if any(diagnosis(group) is not None for group in groups):
+        parts += [_markdown(table) for table in (diagnosis(group), structure(group)) if table is not None]
+        parts.append(f"Runs: {', '.join(f'`{run.name}`' for run in group.runs)}.\n")
+    parts += ["## What the columns mean\n", LADDER]
+    if any(diagnosis(group) or structure(group) for group in groups):
         parts.append(DIAGNOSIS)
     return "\n".join(parts)
 

@@ -170,7 +170,7 @@ def refuse(capsys, *args) -> str:
         (["search", "--out", "x", "--frobnicate", "3"], "--frobnicate"),
         (["search", "--out", "x", "--round", "3"], "--round"),
         (["report"], "at least one run folder"),
-        (["report", "absent"], "no run folder absent"),
+        (["report", "absent"], "no run folder or pack absent"),
         (["report", "--frobnicate", "x"], "--frobnicate"),
         (["inspect"], "TICKET"),
         (["inspect", "absent.safetensors"], "no ticket absent.safetensors"),
