@@ -20,8 +20,9 @@ DENSE = "#444444"
 
 
 def accuracy_plot(groups: list[Group]) -> bytes:
-    """PNG bytes: one panel per dataset, backbone and axes; mean test accuracy over sparsity with a band of ±1 standard
-    deviation over seeds, the dense accuracy as a dashed line, a ring around the sparsest rung of the loose form.
+    """PNG bytes: one panel per dataset, backbone and axes, a line of panels per dataset and backbone where several axes were
+    pruned; in a panel all methods: mean test accuracy over sparsity with a band of ±1 standard deviation over seeds, the dense
+    accuracy as a dashed line, a ring around the sparsest rung of the loose form.
 
     Sparsity is drawn on the scale of what remains (its logarithm), so that the rungs of a ladder lie evenly. With joint
     axes the main axis is that of the weights and the one on top is that of the edges.
@@ -39,15 +40,21 @@ def accuracy_plot(groups: list[Group]) -> bytes:
             for home in homes:
                 panels[home] = lone + panels[home]
     styles = line_styles(groups)
-    columns = min(len(panels), 3)
-    lines = math.ceil(len(panels) / columns)
+    swept = list(dict.fromkeys(axes for *_, axes in panels))
+    homes = list(dict.fromkeys(key[:2] for key in panels))
+    if len(swept) > 1 and len(homes) > 1:
+        columns, places = len(swept), [homes.index(key[:2]) * len(swept) + swept.index(key[2]) for key in panels]
+    else:
+        columns, places = min(len(panels), 3), range(len(panels))
+    lines = max(places) // columns + 1
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
         figure = Figure(figsize=(7.0 if columns == 1 else 5.6 * columns, 4.5 * lines), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, (key, members) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items()):
-            draw_panel(axes, key, members, styles)
-        for axes in figure.axes[len(panels) : lines * columns]:
-            axes.set_axis_off()
+        free = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for place, (key, members) in zip(places, panels.items()):
+            draw_panel(free[place], key, members, styles)
+        for place in set(range(lines * columns)) - set(places):
+            free[place].set_axis_off()
         out = io.BytesIO()
         figure.savefig(out, format="png")
     return out.getvalue()

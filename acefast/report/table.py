@@ -338,5 +338,5 @@ def as_markdown(groups: list[Group], plot: str) -> str:
 def _markdown(table: Table) -> str:
     table.box = box.MARKDOWN
     out = io.StringIO()
-    Console(file=out, width=400, color_system=None, force_terminal=False).print(table)
+    Console(file=out, width=1000, color_system=None, force_terminal=False).print(table)
     return "\n".join(line.strip() for line in out.getvalue().splitlines() if line.strip()) + "\n"
