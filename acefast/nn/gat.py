@@ -78,6 +78,17 @@ class GATConv(nn.Module):
         """The weights that a search may prune, by parameter name."""
         return {f"{name}.weight": m.weight for name, m in self.named_children() if isinstance(m, MaskedLinear)}
 
+    def macs(self, graph: Graph, x: CSR | int, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """Multiply-accumulates of a call (see :meth:`acefast.nn.Network.macs`): the products' + (2 N + kept edges + added
+        self-loops) · heads · channels, 2 N of them for the attention terms. x sparse, or the number of dense rows, and the
+        same for sources and destinations."""
+        passing = 2 * graph.num_dst + (graph.num_edges if edge_keep is None else int(edge_keep.sum()))
+        if self.add_self_loops:
+            passing += int(graph.missing_self_loops(edge_keep).sum())
+        keeps = weight_keep or {}
+        products = sum(getattr(self, name.removesuffix(".weight")).macs(x, keeps.get(name)) for name in self.maskable())
+        return products + passing * self.heads * self.out_channels
+
     def forward(
         self,
         x: Tensor | CSR | tuple[Tensor, Tensor],  # [N, in_channels], or of sources and destinations
@@ -156,6 +167,10 @@ class GAT(Network):
         """The part of the graph that the logits of ``nodes`` depend on, a block for each layer; None where removed edges pass
         messages, which blocks do not hold."""
         return graph.blocks(nodes, len(self.layers), edge_keep) if self.pruned == "absent" else None
+
+    def macs(self, graph, x, edge_keep=None, weight_keep=None) -> int:
+        """With `pruned` "in_denominator" every edge passes its message, a removed one too."""
+        return super().macs(graph, x, edge_keep if self.pruned == "absent" else None, weight_keep)
 
     def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""

@@ -86,6 +86,19 @@ class GCNConv(nn.Module):
             return entries
         return torch.cat((c_self.new_ones(graph.num_edges) if entries is None else entries, c_self))
 
+    def macs(self, graph: Graph, x: CSR | int, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """Multiply-accumulates of a call (see :meth:`acefast.nn.Network.macs`): the product's + (kept edges + added
+        self-loops) · channels before or after the transform, as it aggregates. x sparse, or the number of dense rows."""
+        passing = graph.num_edges if edge_keep is None else int(edge_keep.sum())
+        if self.add_self_loops:
+            passing += int(graph.missing_self_loops(edge_keep).sum())
+        channels = self.lin.in_features if self._aggregates_first(x) else self.lin.out_features
+        return self.lin.macs(x, (weight_keep or {}).get("lin.weight")) + passing * channels
+
+    def _aggregates_first(self, x) -> bool:
+        """Whether before the transform: where that is cheaper."""
+        return not isinstance(x, CSR) and self.lin.in_features < self.lin.out_features
+
     def forward(
         self,
         x: Tensor | CSR,  # [N, in_channels]
@@ -115,7 +128,7 @@ class GCNConv(nn.Module):
             return ops.spmm(graph, h, weight=c, mask=edge_mask, keep=edge_keep, self_weight=c_self)
 
         mask, keep = (weight_masks or {}).get("lin.weight"), (weight_keep or {}).get("lin.weight")
-        if not isinstance(x, CSR) and self.lin.in_features < self.lin.out_features:
+        if self._aggregates_first(x):
             y = self.lin(aggregate(x), mask, keep)
         else:
             y = aggregate(self.lin(x, mask, keep))

@@ -59,6 +59,17 @@ class GINLayer(nn.Module):
         """The weights that a search may prune, by parameter name."""
         return {"lin.weight": self.lin.weight}
 
+    def macs(self, graph: Graph, x: CSR | int, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """Multiply-accumulates of a call (see :meth:`acefast.nn.Network.macs`): the product's + (kept edges + N, each node
+        itself) · channels before or after the transform, as it aggregates. x sparse, or the number of dense rows."""
+        passing = graph.num_dst + (graph.num_edges if edge_keep is None else int(edge_keep.sum()))
+        channels = self.lin.out_features if self._aggregates_last(x) else self.lin.in_features
+        return self.lin.macs(x, (weight_keep or {}).get("lin.weight")) + passing * channels
+
+    def _aggregates_last(self, x) -> bool:
+        """Whether after the transform: where that is cheaper."""
+        return isinstance(x, CSR) or self.lin.in_features > self.lin.out_features
+
     def forward(self, x, graph, edge_mask=None, edge_keep=None, mask=None, keep=None) -> Tensor:
         """x [N_src, in_channels] -> [N_dst, out_channels]; `graph` square or a Block; mask and keep of lin.weight."""
 
@@ -67,7 +78,7 @@ class GINLayer(nn.Module):
             near = ops.spmm(graph, h, mask=edge_mask, keep=kept, reduce="mean", pruned=self.pruned)
             return near + h[: graph.num_dst]
 
-        if isinstance(x, CSR) or self.lin.in_features > self.lin.out_features:
+        if self._aggregates_last(x):
             return aggregate(self.lin(x, mask, keep))
         return self.lin(aggregate(x), mask, keep)
 
@@ -103,6 +114,10 @@ class GIN(Network):
         if self.layers[0].pruned != "absent":
             return None
         return graph.blocks(nodes, len(self.layers), edge_keep)
+
+    def macs(self, graph, x, edge_keep=None, weight_keep=None) -> int:
+        """That of the layers + N · weights of each head."""
+        return super().macs(graph, x, edge_keep, weight_keep) + sum(graph.num_dst * head.weight.numel() for head in self.heads)
 
     def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""

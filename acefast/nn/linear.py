@@ -50,5 +50,13 @@ class MaskedLinear(nn.Module):
             x, weight = x.to(dtype), weight.to(dtype)
         return ops.masked_linear(x, weight, mask, self.bias, self.keep if keep is None else keep)
 
+    def macs(self, x: CSR | int, keep: Tensor | None = None) -> int:
+        """Multiply-accumulates of a call: of x dense with that many rows, rows · kept weights; of x sparse, the sum over kept
+        weights (o, k) of the number of entries in column k of x."""
+        kept = torch.ones_like(self.weight, dtype=torch.bool) if keep is None else keep
+        if not isinstance(x, CSR):
+            return x * int(kept.sum())
+        return int((torch.bincount(x.col, minlength=x.shape[1]) * kept.sum(0)).sum())
+
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"

@@ -1,15 +1,18 @@
 """What the networks of a search have in common."""
 
-from torch import nn
+from torch import Tensor, nn
 
+from acefast.csr import CSR
+from acefast.graph import Graph
+from acefast.nn.edges import part_of
 from acefast.random import generator
 
 
 class Network(nn.Module):
-    """Masked layers in ``layers``, each with ``maskable()`` and ``reset_parameters(generator)``.
+    """Masked layers in ``layers``, each with ``maskable()``, ``reset_parameters(generator)`` and ``macs``.
 
     A search needs of a network: named parameters, ``maskable()``, the forward of :class:`acefast.nn.GCN`, and optionally
-    ``blocks``.
+    ``blocks`` and ``macs``.
     """
 
     layers: nn.ModuleList
@@ -18,6 +21,19 @@ class Network(nn.Module):
         """Fresh weights from generators named after the layers."""
         for index, layer in enumerate(self.layers):
             layer.reset_parameters(generator(seed, "init", index))
+
+    def macs(self, graph: Graph, x: CSR | Tensor, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """Exact number of multiply-accumulates of one inference on the whole graph with these edges and weights alone.
+
+        Counted are products with weights (of a sparse x, for each of its entries those with kept weights; hidden features
+        count as dense) and, for each existing edge and self-loop, one for each channel that it passes on. Not counted:
+        normalisation, softmax, biases, activations. x [N, F]; edge_keep bool [E]; weight_keep {name: bool} as of the forward.
+        """
+        shapes = [x if isinstance(x, CSR) else x.size(0), *[x.shape[0]] * (len(self.layers) - 1)]
+        return sum(
+            layer.macs(graph, shape, edge_keep, part_of(weight_keep, f"layers.{index}."))
+            for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True))
+        )
 
     def maskable(self) -> dict[str, nn.Parameter]:
         """The weights that a search may prune, by parameter name."""

@@ -37,7 +37,7 @@ ORDER = {
     "dataset": ("cora", "citeseer", "pubmed"),
     "backbone": ("gcn", "gin", "gat"),
     "axes": ("joint", "edges", "weights"),
-    "method": ("dense", "random", "gebt", "ugs", "ace"),
+    "method": ("dense", "random", "gebt", "ugs", "ugs-epochs", "ugs-best", "ace-random", "ace"),
 }
 MEND = "run the search's command again to mend it, or acefast pack where it is a pack"
 CHANGED = "the file was changed; make it anew, a run folder by its search and a pack by acefast pack"
@@ -47,8 +47,8 @@ NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
 
 @dataclass(frozen=True)
 class Rung:
-    """One round of a run: its counts, its accuracies (fractions), what it exchanged, how long it took, and details by
-    name, such as edges_mined_rank (see DETAILS), those that the method has."""
+    """One round of a run: its counts, its accuracies (fractions), what it exchanged, how long it took, the multiply-accumulates
+    of one inference, and details by name, such as edges_mined_rank (see DETAILS), those that the method has."""
 
     round: int
     edges_kept: int
@@ -60,6 +60,7 @@ class Rung:
     exchanged: int | None
     seconds: float | None
     epochs: int | None = None
+    macs: int | None = None
     details: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -324,10 +325,13 @@ def _rung(place: str, event: dict, before: list[Rung], costs: dict, details: dic
         exchanged = sum(exchanged.values()) if all(type(n) is int for n in exchanged.values()) else exchanged
     if exchanged is not None and (type(exchanged) is not int or exchanged < 0):
         refuse(f"exchanged must be a whole number, got {event['exchanged']!r}")
+    macs = event.get("macs")
+    if macs is not None and (type(macs) is not int or macs < 0):
+        refuse(f"macs must be a whole number, got {macs!r}")
     counts = {name: event[name] for name in ("round", *COUNTS)}
     seconds, epochs = costs.get(event["round"], (None, None))
     val, test = float(event["val"]), float(event["test"])
-    return Rung(**counts, val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, details=details)
+    return Rung(**counts, val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, macs=macs, details=details)
 
 
 def _is_number(value) -> bool:

@@ -39,7 +39,7 @@ def rows(groups: list[Group]) -> list[dict]:
     run, dataset, backbone, method, preset, axes, seed, round (0 = dense), edges_kept, edges_total, weights_kept,
     weights_total, val, test (fractions), winning_loose, winning_strict (the claim over all seeds of the group: null for
     a single run, false below 10 seeds), exchanged, seconds; beyond these variant, label, seeds (in the group),
-    noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, and the details of each
+    noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, macs, and the details of each
     axis that the method tells, such as edges_mined_rank.
     """
     result = []
@@ -54,18 +54,20 @@ def rows(groups: list[Group]) -> list[dict]:
                     | {"exchanged": rung.exchanged, "seconds": rung.seconds, "label": group.label}
                     | {"variant": run.config.get("variant", ""), "seeds": len(group.runs)}
                     | {"noninferior": verdict.noninferior[k], "bound": verdict.bound[k]}
-                    | {"epochs": rung.epochs, **rung.details}
+                    | {"epochs": rung.epochs, "macs": rung.macs, **rung.details}
                 )
     return result
 
 
 def ladder(group: Group) -> Table:
-    """One row per rung: sparsity of each axis, accuracies in percent (mean ± std over seeds), wins or not, seconds."""
+    """One row per rung: sparsity of each axis, accuracies in percent (mean ± std over seeds), wins or not, seconds, and how
+    many times fewer multiply-accumulates an inference takes than the dense one."""
     verdict = judge(group)
     ace = group.exchanged is not None
-    table = Table(
-        "rung", "edges removed %", "weights removed %", "val %", "test %", "wins", *["exchanged"] * ace, "seconds"
-    )
+    counted = any(rung.macs for rung in group.at(0))
+    table = Table("rung", "edges removed %", "weights removed %", "val %", "test %", "wins", *["exchanged"] * ace, "seconds")
+    if counted:
+        table.add_column("MACs")
     for column in table.columns:
         column.justify = "right"
     partial = max(len(run.rungs) for run in group.runs) > group.common
@@ -85,8 +87,20 @@ def ladder(group: Group) -> Table:
             cells.append(f"{fmean(counts):.0f}" if counts else "")
         seconds = [r.seconds for r in here if r.seconds is not None]
         cells.append(f"{fmean(seconds):.1f}" if seconds else "")
+        if counted:
+            cells.append(fewer_macs(group, k))
         table.add_row(*cells, *[str(len(here))] * partial, style="bold" if k and cells[5] != "no" else "")
     return table
+
+
+def fewer_macs(group: Group, k: int) -> str:
+    """Multiply-accumulates of the dense network over those of rung k, both as means over seeds; those of round 0 in
+    millions."""
+    counts = [[rung.macs for rung in group.at(i)] for i in (0, k)]
+    if not all(count for both in counts for count in both):
+        return ""
+    dense, here = map(fmean, counts)
+    return f"{dense / here:.1f}x" if k else f"{dense / 1e6:.1f} M"
 
 
 def comparison(groups: list[Group]) -> Table:
@@ -286,7 +300,12 @@ LADDER = (
     "Sparsity is removed / total. Accuracies are at the best validation epoch, mean ± sample standard deviation over seeds. "
     "Wins: *strict* where every rung up to it is non-inferior to dense on validation (lower 95 % bound of the paired "
     f"difference above -0.5 points, {SEEDS_TO_CLAIM} seeds or more), *loose* where the mean test accuracy is not below dense. "
-    "Epochs and seconds are those of the rounds as run, all stages, mean over seeds.\n"
+    "Epochs and seconds are those of the rounds as run, all stages, mean over seeds. MACs: exact multiply-accumulates of one "
+    "inference of the dense network on the whole graph, and how many times fewer a rung takes. Counted are the products of "
+    "kept weights with inputs (of sparse features their entries alone) and, for each kept edge and self-loop, one for each "
+    "channel that it passes on (of the fewer ones before or after the transform); for gat also two for each node and channel, "
+    "for gin the heads. Not counted: normalisation, softmax, biases, activations; channels that nothing reads are "
+    "counted.\n"
 )
 DIAGNOSIS = (
     "What the rounds did, means over seeds. Exchanged: elements erased, and as many mined, in all ACE rounds; taken back: "

@@ -47,6 +47,12 @@ class Search:
         """Every edge and every maskable weight."""
         return Pattern.full(self.data.graph.num_edges, {name: self.start[name] for name in self.model.maskable()})
 
+    def macs(self, pattern: Pattern) -> int | None:
+        """Multiply-accumulates of one inference of what the pattern keeps (``acefast.nn.Network.macs``); None where the model
+        does not tell."""
+        count = getattr(self.model, "macs", None)
+        return None if count is None else count(self.data.graph, self.data.x, pattern.edges, pattern.weights)
+
     def seed(self, *names) -> int:
         """The seed of a consumer."""
         return named_seed(self.config.seed, *names)

@@ -22,7 +22,7 @@ def dense(search: Search, state: State) -> None:
     fit = search.retrain(state, "dense", None)
     full = search.full()
     state.put("keep", full)
-    log(search, state, "round", **full.counts(), exchanged=None, **fit_fields(fit))
+    log(search, state, "round", **full.counts(), macs=search.macs(full), exchanged=None, **fit_fields(fit))
 
 
 def imp(search: Search, state: State, epochs: int | None = None, keep_scores: bool = False) -> None:
@@ -102,7 +102,8 @@ def retrain(search: Search, state: State) -> None:
         gained = ticket.minus(state.get("imp"))
         exchanged = sum(gained.kept(axis) for axis in AXES)
     fields = {"candidate": state.values["candidate"]} if "candidate" in state.values else {}
-    log(search, state, "round", **ticket.counts(), exchanged=exchanged, **fields, **edge_fields(search, ticket), **fit_fields(fit))
+    fields |= {"macs": search.macs(ticket), **edge_fields(search, ticket)}
+    log(search, state, "round", **ticket.counts(), exchanged=exchanged, **fields, **fit_fields(fit))
 
 
 def remember_mined(state: State) -> None:

@@ -71,6 +71,31 @@ def test_noise_is_a_function_of_seed_and_step(example, backbone):
         nn.build("mlp", 9, 4)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("backbone", ["gcn", "gin", "gat"])
+def test_macs_count_what_is_multiplied(example, backbone, sparse):
+    graph, index, x, _, keep = example
+    x = CSR.from_dense(x) if sparse else x
+    n, entries = x.shape[0], (x.to_dense() if sparse else torch.ones(x.shape)) != 0
+    model = nn.build(backbone, 9, 4, hidden=16, seed=0)
+    kept = {name: torch.rand(w.shape, generator=torch.manual_seed(3)) < 0.4 for name, w in model.maskable().items()}
+    first, second = (kept[f"layers.{i}.lin.weight"] for i in range(2))
+    # One product for each entry of x and kept weight that meet; hidden features are dense.
+    products = int((entries.double() @ first.double().t()).sum()) + n * int(second.sum())
+    loops = n - index[0, keep & (index[0] == index[1])].unique().numel()
+    edges = int(keep.sum())
+    width = len(first) if sparse or backbone == "gat" else 9  # dense features are passed on before they get wider
+    passed = {
+        "gcn": (edges + loops) * (width + 4),
+        "gin": (edges + n) * (width + 4) + n * 16 * 4,  # the head
+        "gat": (edges + 2 * n) * (width + 4),  # two attention terms for each node
+    }[backbone]
+    assert model.macs(graph, x, keep, kept) == products + passed
+    whole = {name: torch.ones_like(pattern) for name, pattern in kept.items()}
+    everything = torch.ones_like(keep)
+    assert model.macs(graph, x) == model.macs(graph, x, everything, whole) > model.macs(graph, x, keep, kept)
+
+
 def test_dropout_drops_the_same_elements_of_dense_rows_and_sparse_matrices():
     x = torch.randn(40, 6)
     y = dropout(x, 0.4, 7, 1)

@@ -15,7 +15,7 @@ def ladder(total: int, share: float, rounds: int) -> list[int]:
     return kept
 
 
-def write(folder, tests, vals=None, *, seed=0, method="ugs", axes="joint", exchanged=None, seconds=2.5, events=(), epochs=None, **config):
+def write(folder, tests, vals=None, *, seed=0, method="ugs", axes="joint", exchanged=None, seconds=2.5, events=(), epochs=None, macs=(), **config):
     """Write a run folder whose round k has test accuracy tests[k]; `events` come before each round's; returns its Path."""
     folder = Path(folder)
     folder.mkdir(parents=True)
@@ -32,6 +32,7 @@ def write(folder, tests, vals=None, *, seed=0, method="ugs", axes="joint", excha
         lines.append(
             {"event": "round", "round": k, "edges_kept": edges[k], "edges_total": EDGES, "weights_kept": weights[k]}
             | {"weights_total": WEIGHTS, "val": val, "test": test, "exchanged": exchanged}
+            | {"macs": count for count in macs[k : k + 1]}
         )
         told = {} if epochs is None else {"epochs": epochs}
         timings += [{"round": k, "stage": "mask", "seconds": seconds} | told, {"round": k, "stage": "fix", "seconds": 1.0} | told]

@@ -172,6 +172,15 @@ def test_what_a_search_did_is_in_rows_and_report(tmp_path, write_run):
         report.read_groups([folder])
 
 
+def test_macs_are_shown_beside_dense(tmp_path, write_run):
+    write_run(tmp_path / "a", [0.8, 0.8], macs=[40_000_000, 9_000_000])
+    write_run(tmp_path / "b", [0.8, 0.8], seed=1, macs=[40_000_000, 11_000_000])
+    groups = report.read_groups([tmp_path])
+    assert [row["macs"] for row in report.rows(groups)] == [40_000_000, 9_000_000, 40_000_000, 11_000_000]
+    ends = [line.split("|")[-2].strip() for line in report.write(groups)[0].read_text().splitlines() if line.startswith("|")]
+    assert ends[ends.index("MACs") + 2 :] == ["40.0 M", "4.0x"]
+
+
 def test_costs_are_means_of_a_search(tmp_path, write_run):
     for seed in (0, 1):
         write_run(tmp_path / f"u{seed}", [0.8, 0.8], seed=seed, epochs=10, seconds=1.0 + seed)
@@ -286,6 +295,7 @@ def change(line, **values):
         ("history.jsonl", change(4, val="0.8"), "val must be a fraction"),
         ("history.jsonl", change(4, exchanged=-1), "exchanged must be"),
         ("history.jsonl", change(4, exchanged={"edges": "3"}), "exchanged must be"),
+        ("history.jsonl", change(4, macs=-3), "macs must be a whole number"),
         ("timings.jsonl", change(2, seconds=-1), "round and its seconds"),
         ("timings.jsonl", change(2, round=None), "round and its seconds"),
         ("timings.jsonl", change(2, epochs=0.5), "epochs as a whole number"),
