@@ -25,7 +25,7 @@ from rich.table import Table
 
 import acefast
 from acefast import report
-from acefast.data import download_planetoid, load_dataset
+from acefast.data import download_planetoid, load_dataset, split_links
 from acefast.errors import InputError
 from acefast.grid import run_grid
 from acefast.ops import backend
@@ -43,7 +43,7 @@ DEMO_METHODS = ("dense", "ugs", "ace")
 class SearchOptions:
     """Search for a winning ticket: train the dense baseline, then prune round by round.
 
-    Settings that are not given come from --preset for the --dataset, --backbone and --method; the defaults shown here
+    Settings that are not given come from --preset for the --dataset, --task, --backbone and --method; the defaults shown here
     are those for what is given. The run's folder can be resumed at any time by the same command.
     """
 
@@ -271,7 +271,7 @@ def _sentence(boxed: str) -> str:
 
 
 def search(args: list[str]) -> int:
-    names = {key: _given(args, key) for key in ("dataset", "backbone", "method", "preset")}
+    names = {key: _given(args, key) for key in ("dataset", "task", "backbone", "method", "preset")}
     defaults = resolve_config(**{key: value for key, value in names.items() if value is not None})
     options = parse(SearchOptions, "search", args, SearchOptions(tyro.MISSING, defaults))
     flags = {arg.split("=", 1)[0].replace("_", "-") for arg in args}
@@ -328,7 +328,8 @@ def run(config: SearchConfig, out: Path, console: Console) -> bool:
     """Search with progress shown; True where the folder already was complete."""
     data = load_data(config)
     console.print(
-        f"{config.method}: {config.dataset} with {data.num_nodes:,} nodes and {data.graph.num_edges:,} edges, "
+        f"{config.method}: {'links of ' * (config.task == 'link')}{config.dataset} with {data.num_nodes:,} nodes and "
+        f"{data.graph.num_edges:,} edges, "
         f"{config.backbone}, preset {config.preset}, axes {config.axes}, seed {config.seed}; run folder {out}",
         soft_wrap=True,
         highlight=False,
@@ -410,7 +411,10 @@ def inspect(args: list[str]) -> int:
 def _fit(ticket: Ticket, options: InspectOptions) -> dict:
     """What the ticket leaves of its graph; refuses another graph."""
     name = options.dataset or ticket.metadata.get("dataset")
-    graph = load_dataset(name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released").graph
+    data = load_dataset(name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released")
+    if ticket.metadata.get("task") == "link" != data.task:
+        data = split_links(data)
+    graph = data.graph
     if ticket.metadata.get("backbone") == "gat":
         graph = graph.with_self_loops()  # they carry masks, see acefast.search.rounds.prepare_data
     kept = ticket.graph(graph)
@@ -472,10 +476,11 @@ def retrain(args: list[str]) -> int:
         return 0
     kept = ", ".join(f"{row[f'{axis}_kept']:,} of {row[f'{axis}_total']:,} {axis}" for axis in ("edges", "weights"))
     start = {"rewind": "the ticket's own first weights", "fresh": "fresh weights"}[row["start"]]
+    metric = "" if row["metric"] == "accuracy" else f" ({row['metric']})"
     lines = [
         f"{row['dataset']}, {row['backbone']}, seed {row['seed']}, {row['epochs']} epochs from {start}: {kept} kept",
         f"val {100 * row['val']:.2f} %, test {100 * row['test']:.2f} % at epoch {row['best_epoch'] + 1}; the search "
-        f"reported val {100 * row['found_val']:.2f} %, test {100 * row['found_test']:.2f} %",
+        f"reported val {100 * row['found_val']:.2f} %, test {100 * row['found_test']:.2f} %{metric}",
     ]
     if options.dense:
         lines.append(f"dense: val {100 * row['dense_val']:.2f} %, test {100 * row['dense_test']:.2f} %")

@@ -124,7 +124,8 @@ def describe(event: dict, rounds: int) -> str:
         if event["round"] and event[f"{axis}_total"]
     )
     what = f"round {event['round']} of {rounds}: " if event["round"] else "dense baseline: "
-    return f"{what}{''.join(removed)}val {100 * event['val']:.2f} %, test {100 * event['test']:.2f} %"
+    metric = f" ({event['metric']})" if "metric" in event else ""
+    return f"{what}{''.join(removed)}val {100 * event['val']:.2f} %, test {100 * event['test']:.2f} %{metric}"
 
 
 def clock(seconds: float) -> str:

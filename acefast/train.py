@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.csr import CSR
@@ -15,6 +14,7 @@ from acefast.kept import KeptWeights
 from acefast.nn import Network
 from acefast.optim import MaskedAdam
 from acefast.pruning import Pattern, SoftMasks
+from acefast.tasks import make_task
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Schedule:
 
 @dataclass(eq=False)
 class Fit:
-    """What a training gives: accuracies (fractions) at the best epoch, the first of highest validation accuracy.
+    """What a training gives: the metric (a fraction) at the best epoch, the first of highest validation metric.
 
-    best_epoch counts from 0; val_loss is the mean cross-entropy on the validation nodes there; masks and weights are
+    best_epoch counts from 0; val_loss is the task's loss on the validation split there; masks and weights are
     copies from after that epoch's step (weights only where they were asked for; of existing elements only, the others are
     as in the masks' start and the first weights).
     """
@@ -66,33 +66,34 @@ def train(
 ) -> Fit:
     """Train ``model`` from the weights ``start`` on the existing elements of ``pattern`` (None: all of them).
 
-    ``masks`` are trained along with the weights; without them the pattern alone acts. ``seed`` names the dropout noise.
-    After each epoch the model is evaluated on the validation nodes without dropout and ``on_epoch(epoch, val)`` is called;
-    the test nodes are evaluated once, at the best epoch. Afterwards the model holds that epoch's weights.
+    What is minimised and what it is judged by is the task of ``data`` (``acefast.tasks``). ``masks`` are trained along with the
+    weights; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
+    After each epoch the model is evaluated on the validation split without dropout and ``on_epoch(epoch, val)`` is called;
+    the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights.
 
     ``fast`` computes what is needed and nothing else: removed weights have no gradient and no state (``MaskedAdam``),
-    and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the logits asked for depend on.
+    and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the outputs asked for depend on.
     ``until(masks)``, called after each epoch with the soft masks, ends the training by True; the epoch at which it ended, the
     last one at the latest, then takes the place of the best one.
     Without ``fast`` the same numbers, up to rounding, come the straightforward way: masks as further parameters of
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
-    way = (_Fast if fast else _Straightforward)(model, data, schedule, start, pattern, masks, seed)
-    labels = {split: data.y[getattr(data, split)] for split in ("train", "val", "test")}
+    task = make_task(data, seed)
+    way = (_Fast if fast else _Straightforward)(model, data, task, schedule, start, pattern, masks, seed)
     snapshot = [torch.empty_like(t, requires_grad=False) for t in way.tracked]
     best = Fit(-1, -1.0, 0.0, 0.0)
     loss = torch.zeros(())
     for epoch in range(schedule.epochs):
         model.train()
-        loss = F.cross_entropy(way.logits("train", epoch), labels["train"])
+        loss = task.loss(way.outputs("train", epoch), "train", epoch)
         way.step(loss)
         model.eval()
         with torch.no_grad():
-            logits = way.logits("val")
-            val = _accuracy(logits, labels["val"])
+            outputs = way.outputs("val")
+            val = task.metric(outputs, "val")
             ended = until is not None and (until(way.masks()) or epoch == schedule.epochs - 1)
             if ended if until is not None else val > best.val:
-                best = Fit(epoch, val, float(F.cross_entropy(logits, labels["val"])), 0.0)
+                best = Fit(epoch, val, float(task.loss(outputs, "val")), 0.0)
                 torch._foreach_copy_(snapshot, way.tracked)
         if on_epoch is not None:
             on_epoch(epoch, val)
@@ -106,14 +107,15 @@ def train(
         if best.best_epoch >= 0:
             torch._foreach_copy_(way.tracked, snapshot)
         way.show_tracked()
-        best.test = _accuracy(way.logits("test"), labels["test"])
+        best.test = task.metric(way.outputs("test"), "test")
         best.masks, weights = way.finish()
     best.weights = weights if keep_weights else None
     return best
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return int((logits.argmax(1) == labels).sum()) / labels.numel()
+def at(outputs: Tensor, nodes: Tensor | None) -> Tensor:
+    """The rows of `outputs` [N, C] at the nodes int64 [n]; all for None."""
+    return outputs if nodes is None else outputs.index_select(0, nodes)
 
 
 def _all_kept(keep: Tensor) -> bool:
@@ -123,13 +125,13 @@ def _all_kept(keep: Tensor) -> bool:
 class _Straightforward:
     """Masks are parameters beside the weights, torch's Adam updates all of them, every node is computed.
 
-    ``tracked``: the tensors that training changes. ``masks()``: the soft masks as they are. ``step(loss)`` takes one step; ``logits(split, epoch)``, of the nodes of a
-    split; ``show_tracked()`` lets the model follow after ``tracked`` was written; ``finish()`` gives (masks, weights) and
-    leaves the weights in the model.
+    ``tracked``: the tensors that training changes. ``masks()``: the soft masks as they are. ``step(loss)`` takes one step;
+    ``outputs(split, epoch)``, those at the nodes that the task needs of a split; ``show_tracked()`` lets the model follow after
+    ``tracked`` was written; ``finish()`` gives (masks, weights) and leaves the weights in the model.
     """
 
-    def __init__(self, model, data, schedule, start, pattern, masks, seed):
-        self.model, self.data, self.seed, self.soft_masks = model, data, seed, masks
+    def __init__(self, model, data, task, schedule, start, pattern, masks, seed):
+        self.model, self.nodes, self.seed, self.soft_masks = model, task.nodes, seed, masks
         self.parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -148,8 +150,8 @@ class _Straightforward:
         self.optimizer = torch.optim.Adam(groups, lr=schedule.lr, fused=True)
         self.tracked = [t.detach() for t in (*self.soft, *self.parameters.values())]
 
-    def logits(self, split: str, epoch: int = 0) -> Tensor:
-        return self.model(*self.inputs, self.seed, epoch).index_select(0, getattr(self.data, split))
+    def outputs(self, split: str, epoch: int = 0) -> Tensor:
+        return at(self.model(*self.inputs, self.seed, epoch), self.nodes[split])
 
     def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -174,8 +176,8 @@ class _Fast:
     """The parameters hold theta * mask and MaskedAdam holds the factors of the kept weights; the model runs on blocks where
     those are smaller than the graph. The same interface."""
 
-    def __init__(self, model, data, schedule, start, pattern, masks, seed):
-        self.model, self.data, self.seed, self.start = model, data, seed, start
+    def __init__(self, model, data, task, schedule, start, pattern, masks, seed):
+        self.model, self.data, self.nodes, self.seed, self.start = model, data, task.nodes, seed, start
         edges = None if pattern is None or _all_kept(pattern.edges) else data.graph.select(pattern.edges)
         self.edge_mask = None
         if masks is not None and masks.edges is not None:
@@ -215,16 +217,17 @@ class _Fast:
         self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)]
         self.parts = {}
 
-    def logits(self, split: str, epoch: int = 0) -> Tensor:
+    def outputs(self, split: str, epoch: int = 0) -> Tensor:
         if split not in self.parts:
-            self.parts[split] = self._part(getattr(self.data, split))
+            self.parts[split] = self._part(self.nodes[split])
         blocks, x, nodes = self.parts[split]
-        logits = self.model(self.data.graph, x, *self.inputs, self.seed, epoch, **blocks)
-        return logits if nodes is None else logits.index_select(0, nodes)
+        return at(self.model(self.data.graph, x, *self.inputs, self.seed, epoch, **blocks), nodes)
 
-    def _part(self, nodes: Tensor):
-        """(the model's argument blocks, x, rows of the logits) for the logits of these nodes."""
+    def _part(self, nodes: Tensor | None):
+        """(the model's argument blocks, x, rows of its outputs, None for all) for the outputs at these nodes."""
         graph, x = self.data.graph, self.data.x
+        if nodes is None:
+            return {}, x, None
         neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()
         if not hasattr(self.model, "blocks") or neighbours >= graph.num_dst:
             return {}, x, nodes

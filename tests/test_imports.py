@@ -14,9 +14,10 @@ ALLOWED = {
     "pruning": {"pruning", "nn", "ops", "base"},
     "data": {"data", "ops", "base"},
     "optim": {"ops", "base"},
-    "train": {"train", "optim", "data", "pruning", "nn", "ops", "base"},
+    "tasks": {"tasks", "data", "ops", "base"},
+    "train": {"train", "tasks", "optim", "data", "pruning", "nn", "ops", "base"},
     "report": {"report", "pruning", "nn", "ops", "data", "base"},
-    "search": {"search", "train", "report", "data", "pruning", "nn", "ops", "base"},
+    "search": {"search", "train", "tasks", "report", "data", "pruning", "nn", "ops", "base"},
 }
 BASE = {"errors", "random", "files", "csr", "graph", "kept"}
 

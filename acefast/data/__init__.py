@@ -6,6 +6,7 @@ from pathlib import Path
 from acefast.data.dataset import Dataset
 from acefast.data.download import download_planetoid
 from acefast.data.fastrp import fastrp
+from acefast.data.links import split_links
 from acefast.data.npz import load_npz
 from acefast.data.ogb import OGB, load_ogb
 from acefast.data.planetoid import PUBLISHED, load_planetoid
@@ -24,6 +25,7 @@ __all__ = [
     "load_ogb",
     "load_planetoid",
     "load_twin",
+    "split_links",
     "synthetic_citation",
 ]
 

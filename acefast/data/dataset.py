@@ -13,7 +13,7 @@ from acefast.errors import InputError
 from acefast.graph import Graph
 
 # task -> its metrics, computed by `acefast.data.metrics`
-TASKS = {"node": ("accuracy",), "multilabel": ("rocauc",), "link": ("hits@20", "hits@50", "hits@100")}
+TASKS = {"node": ("accuracy",), "multilabel": ("rocauc",), "link": ("hits@20", "hits@50", "hits@100", "rocauc")}
 SPLITS = ("train", "val", "test")
 
 
@@ -32,7 +32,8 @@ class Dataset:
     num_classes  number of classes; of "multilabel": of labels, each a task of its own; of "link": 0
     task         "node": classes of nodes; "multilabel": several yes-or-no labels for each node; "link": whether two nodes
                  are joined, `graph` holding the training edges alone
-    metric       accuracy (node); rocauc (multilabel), the mean over the labels; hits@20, hits@50 or hits@100 (link)
+    metric       accuracy (node); rocauc (multilabel), the mean over the labels; hits@20, hits@50, hits@100 or
+                 rocauc (link)
     edge_attr    edge features [E, D] float32 by edge number, or None
     val_neg, test_neg   "link": pairs int64 [n, 2] that val and test are ranked against; otherwise None
     features     what x is, for reports: "given", or how it was made

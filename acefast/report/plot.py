@@ -87,7 +87,7 @@ def draw_panel(axes, key: tuple[str, str, str], groups: list[Group], styles: dic
     axes.set_xlim(-0.03 * right, 1.03 * right)
     ticks(axes.xaxis, axes.set_xticks, [(position(t / 100), t) for t in TICKS], right)
     axes.set_xlabel(f"{main}s removed, % (scale of what remains)")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(f"test {groups[0].runs[0].metric}, %")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -61,6 +61,7 @@ class Rung:
     seconds: float | None
     epochs: int | None = None
     macs: int | None = None
+    metric: str = "accuracy"  # what val and test are
     details: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -84,6 +85,11 @@ class RunRecord:
     rungs: tuple[Rung, ...]
     environment: dict[str, str] = field(default_factory=dict)
     pack: Path | None = None
+
+    @property
+    def metric(self) -> str:
+        """What val and test are."""
+        return self.rungs[-1].metric
 
     @property
     def name(self) -> str:
@@ -236,6 +242,8 @@ def check_config(place, config: dict) -> dict:
     for name, kind in [*((name, str) for name in NAMES), ("seed", int)]:
         if type(config.get(name)) is not kind:
             raise InputError(f"{place} must have {name} as {kind.__name__}, got {config.get(name)!r}; it is no search's")
+    if config.get("task") == "link" and not config["dataset"].endswith(" links"):  # never in one table, panel or test with the labels of the same nodes
+        config["dataset"] += " links"
     return config
 
 
@@ -331,7 +339,12 @@ def _rung(place: str, event: dict, before: list[Rung], costs: dict, details: dic
     counts = {name: event[name] for name in ("round", *COUNTS)}
     seconds, epochs = costs.get(event["round"], (None, None))
     val, test = float(event["val"]), float(event["test"])
-    return Rung(**counts, val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, macs=macs, details=details)
+    metric = event.get("metric", "accuracy")
+    if type(metric) is not str:
+        refuse(f"metric must be a text, got {metric!r}")
+    return Rung(
+        **counts, val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, macs=macs, metric=metric, details=details
+    )  # fmt: skip
 
 
 def _is_number(value) -> bool:

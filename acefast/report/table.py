@@ -38,9 +38,9 @@ def rows(groups: list[Group]) -> list[dict]:
 
     run, dataset, backbone, method, preset, axes, seed, round (0 = dense), edges_kept, edges_total, weights_kept,
     weights_total, val, test (fractions), winning_loose, winning_strict (the claim over all seeds of the group: null for
-    a single run, false below 10 seeds), exchanged, seconds; beyond these variant, label, seeds (in the group),
-    noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, macs, and the details of each
-    axis that the method tells, such as edges_mined_rank.
+    a single run, false below 10 seeds), exchanged, seconds; beyond these metric (of val and test), variant, label, seeds
+    (in the group), noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, macs, and
+    the details of each axis that the method tells, such as edges_mined_rank. dataset is NAME links where task is link.
     """
     result = []
     for group in groups:
@@ -52,6 +52,7 @@ def rows(groups: list[Group]) -> list[dict]:
                     | {name: getattr(rung, name) for name in (*COUNTS, "val", "test")}
                     | {"winning_loose": verdict.loose[k], "winning_strict": verdict.claimed[k]}
                     | {"exchanged": rung.exchanged, "seconds": rung.seconds, "label": group.label}
+                    | {"metric": run.metric}
                     | {"variant": run.config.get("variant", ""), "seeds": len(group.runs)}
                     | {"noninferior": verdict.noninferior[k], "bound": verdict.bound[k]}
                     | {"epochs": rung.epochs, "macs": rung.macs, **rung.details}
@@ -280,7 +281,8 @@ def heading(group: Group) -> str:
     size = group.at(0)[0]
     sizes = f"{size.edges_total:,} edges, {size.weights_total:,} weights"
     kind = f"{config['preset']}, {config['axes']} axes, {rungs} rounds" if rungs else config["preset"]
-    return f"{config['dataset']}, {config['backbone']}, {group.label} ({kind}, {seeds}; {sizes})"
+    metric = "" if group.runs[0].metric == "accuracy" else f"{group.runs[0].metric}; "
+    return f"{config['dataset']}, {config['backbone']}, {group.label} ({metric}{kind}, {seeds}; {sizes})"
 
 
 PAIRED = (

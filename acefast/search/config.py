@@ -23,6 +23,7 @@ PRESETS = Path(__file__).resolve().parent.parent / "presets"
 Backbone = Literal["gcn", "gin", "gat"]
 Preset = Literal["paper", "released"]
 Axes = Literal["joint", "edges", "weights"]
+Task = Literal["node", "link"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SearchConfig:
     """Folder of the data files (not part of the configuration's hash)."""
     variant: str = ""
     """Name that reports give to these settings (not part of the configuration's hash)."""
+    task: Task = "node"
+    """What is learned: node, the labels of the nodes, or link, which nodes are joined, on a split of the edges."""
     backbone: Backbone = "gcn"
     """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them)."""
     method: str = "ace"
@@ -55,6 +58,8 @@ class SearchConfig:
     """Number of layers of the network."""
     hidden: int = 512
     """Hidden channels; of each head for gat."""
+    embedding: int = 16
+    """link: numbers that the network gives for each node; a pair's score is the scalar product of its two nodes'."""
     heads: int = 8
     """Attention heads of the hidden layers of gat."""
     dropout: float = 0.5
@@ -152,8 +157,12 @@ class SearchConfig:
         return config
 
     def hash(self) -> str:
-        """16 hex digits over every setting but those UNHASHED: equal hashes mean the same search."""
+        """16 hex digits over every setting but those UNHASHED: equal hashes mean the same search.
+
+        Settings LATER than version 1 of the run folder count where they are not at their default alone, so that folders from
+        before them stay valid."""
         values = {key: value for key, value in self.to_dict().items() if key not in UNHASHED}
+        values = {key: value for key, value in values.items() if key not in LATER or value != FIELDS[key].default}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "SearchConfig") -> list[str]:
@@ -163,6 +172,7 @@ class SearchConfig:
 
 
 UNHASHED = ("data_root", "variant")
+LATER = ("task", "embedding")
 FIXED_BY_RELEASED = (
     "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau standardise pruned_edges".split()
 )
@@ -177,8 +187,9 @@ def resolve_config(
     Later tables of ``presets/<preset>.toml`` win over earlier ones and overrides over all. Raises :class:`InputError`
     for unknown names, values out of range, and combinations that are not possible.
     """
-    chosen = dict(dataset=dataset, backbone=backbone, method=method, preset=preset)
     given = {key: value for key, value in overrides.items() if value is not None}
+    task = given.pop("task", FIELDS["task"].default)
+    chosen = dict(dataset=dataset, task=task, backbone=backbone, method=method, preset=preset)
     _checked({**chosen, **given})
     settings = dict(chosen)
     for table in _preset_tables(preset):
@@ -236,7 +247,7 @@ def _range(names: str, test, words: str) -> dict:
 RANGES = {
     **_range("rounds", lambda v: v == "auto" or v >= 0, "0 or more, or auto"),
     **_range("seed ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
-    **_range("layers hidden heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
+    **_range("layers hidden embedding heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
     **_range("dropout prune_edges prune_weights carry", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
     **_range("stop_overlap", lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -255,6 +266,8 @@ def _check_combination(config: SearchConfig) -> None:
     if "predictions" in find_score(config.score).needs:
         raise InputError(f"score {config.score} is one of edges: give it as edge_score")
     if config.preset == "released":
+        if config.task != "node":
+            raise InputError(f"preset released is a procedure for task node, got {config.task!r}: use preset paper")
         if config.backbone != "gcn":
             raise InputError(f"preset released exists for backbone gcn only, got {config.backbone!r}")
         if config.method not in ("ace", "dense"):

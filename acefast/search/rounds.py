@@ -12,10 +12,10 @@ import torch
 
 import acefast
 from acefast import nn
-from acefast.data import Dataset, load_dataset
+from acefast.data import Dataset, load_dataset, split_links
 from acefast.errors import InputError
 from acefast.ops.backend import get_backend
-from acefast.pruning import Ticket
+from acefast.pruning import Ticket, find_score
 from acefast.search import released
 from acefast.search.config import UNHASHED, SearchConfig, resolve_config
 from acefast.search.folder import Folder, Memory
@@ -46,9 +46,10 @@ def run_search(
     Raises InputError where the folder belongs to another search or data set, or is in use.
     """
     store = Memory() if out is None else Folder(out)
+    with using_threads(config.threads):
+        search = prepare(dataset, config, model, progress or (lambda event: None))  # refuses before a folder is made
     with store.locked(), using_threads(config.threads), _frozen_objects():
         store.open(config)
-        search = prepare(dataset, config, model, progress or (lambda event: None))
         identity = {"data": dataset.fingerprint, "start": _fingerprint(search)}
         state = store.load(config.device)
         if state is None:
@@ -113,13 +114,20 @@ class _Counted:
 
 
 def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
-    """The data as the configured backbone sees it: features divided by their sums where ``row_normalise``; for gat a
-    self-loop for each node, edge number E + i, which carries a mask like any edge (UGS). Raises InputError for a task
-    that no backbone trains on."""
-    if dataset.task != "node":
-        raise InputError(f"the search trains classes of nodes, and {dataset.name} has the task {dataset.task!r}: choose another")
+    """The data as the configured task and backbone see it: features divided by their sums where ``row_normalise``; for task
+    link its edges split by ``split_links`` where it does not come with links to predict; for gat a self-loop for each node,
+    edge number E + i, which carries a mask like any edge (UGS). Raises InputError where the data cannot be learned so."""
+    if dataset.task == "link" and config.task != "link":
+        raise InputError(f"{dataset.name} has the task 'link', and {config.task!r} was asked for: set task link (--task link)")
+    if dataset.x is None:
+        raise InputError(f"{dataset.name} has no features, which every backbone needs: give some, such as features='fastrp'")
+    if dataset.task != "node" or config.task != "node":
+        for name in (config.score, config.edge_score or config.score):
+            if "predictions" in find_score(name).needs:
+                raise InputError(f"edge_score {name} compares the classes of nodes, which {dataset.name} has not in this task: choose another")
     data = dataset.with_row_normalized_features() if config.row_normalise else dataset
-    return replace(data, graph=data.graph.with_self_loops()) if config.backbone == "gat" else data
+    data = split_links(data) if config.task == "link" and data.task != "link" else data
+    return replace(data, graph=data.graph.with_self_loops(), edge_attr=None) if config.backbone == "gat" else data
 
 
 def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) -> torch.nn.Module:
@@ -131,8 +139,9 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
         "gin": dict(pruned=pruned),
         "gat": dict(pruned=pruned, heads=config.heads),
     }[config.backbone]
+    outputs = config.embedding if config.task == "link" else data.num_classes
     return nn.build(
-        config.backbone, data.num_features, data.num_classes, seed=config.seed if seed is None else seed,
+        config.backbone, data.num_features, outputs, seed=config.seed if seed is None else seed,
         hidden=config.hidden, layers=config.layers, dropout=config.dropout, **own,
     )  # fmt: skip
 
@@ -183,7 +192,8 @@ def _ticket(search: Search, state: State) -> Ticket:
     state.drop("result")
     c = search.config
     metadata = {
-        "dataset": c.dataset, "fingerprint": search.data.graph.fingerprint(), "backbone": c.backbone,
+        "dataset": c.dataset, "task": c.task, "metric": search.data.metric,
+        "fingerprint": search.data.graph.fingerprint(), "backbone": c.backbone,
         "method": c.method, "preset": c.preset, "axes": c.axes, "round": state.round, "seed": c.seed,
         **state.values.pop("result"), "config_hash": c.hash(), "acefast_version": acefast.__version__,
         "settings": {key: value for key, value in c.to_dict().items() if key not in UNHASHED},

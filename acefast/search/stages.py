@@ -12,6 +12,11 @@ def log(search: Search, state: State, event: str, **fields) -> None:
     search.progress(line)
 
 
+def metric_field(search: Search) -> dict:
+    """What val and test of a round are, told where it is not the accuracy."""
+    return {} if search.data.metric == "accuracy" else {"metric": search.data.metric}
+
+
 def fit_fields(fit, prefix: str = "") -> dict:
     """A fit's reproducible numbers for the history."""
     return {f"{prefix}{name}": getattr(fit, name) for name in ("val", "val_loss", "test", "best_epoch")}
@@ -22,7 +27,7 @@ def dense(search: Search, state: State) -> None:
     fit = search.retrain(state, "dense", None)
     full = search.full()
     state.put("keep", full)
-    log(search, state, "round", **full.counts(), macs=search.macs(full), exchanged=None, **fit_fields(fit))
+    log(search, state, "round", **full.counts(), macs=search.macs(full), exchanged=None, **metric_field(search), **fit_fields(fit))
 
 
 def imp(search: Search, state: State, epochs: int | None = None, keep_scores: bool = False) -> None:
@@ -102,7 +107,7 @@ def retrain(search: Search, state: State) -> None:
         gained = ticket.minus(state.get("imp"))
         exchanged = sum(gained.kept(axis) for axis in AXES)
     fields = {"candidate": state.values["candidate"]} if "candidate" in state.values else {}
-    fields |= {"macs": search.macs(ticket), **edge_fields(search, ticket)}
+    fields |= {"macs": search.macs(ticket), **edge_fields(search, ticket), **metric_field(search)}
     log(search, state, "round", **ticket.counts(), exchanged=exchanged, **fields, **fit_fields(fit))
 
 

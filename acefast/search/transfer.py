@@ -13,7 +13,7 @@ from acefast.search.config import SearchConfig, resolve_config
 from acefast.search.rounds import load_data, prepare, prepare_data, using_threads
 from acefast.search.state import State
 
-NAMES = ("dataset", "backbone", "method", "preset")
+NAMES = ("dataset", "task", "backbone", "method", "preset")
 
 
 def retrain_ticket(
@@ -35,8 +35,8 @@ def retrain_ticket(
     preset's settings but for those in which the search deviated from its preset. ``dataset``: the data set or its name,
     the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network.
 
-    The result: dataset, backbone, seed, start ("rewind" or "fresh"), edges_kept, edges_total, weights_kept, weights_total,
-    epochs, val, test (fractions), best_epoch, seconds, found_val and found_test (what the search reported), and dense_val
+    The result: dataset, task, metric, backbone, seed, start ("rewind" or "fresh"), edges_kept, edges_total, weights_kept,
+    weights_total, epochs, val, test (fractions), best_epoch, seconds, found_val and found_test (what the search reported), and dense_val
     and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises InputError for a ticket
     that does not fit.
     """
@@ -57,7 +57,8 @@ def retrain_ticket(
         else:
             # Self-loops that a backbone adds follow the data's edges: another's are dropped, its own are all kept.
             edges = torch.ones(search.data.graph.num_edges, dtype=torch.bool)
-            edges[: data.graph.num_edges] = ticket.edge_keep[: data.graph.num_edges]
+            shared = min(edges.numel(), ticket.edge_keep.numel())
+            edges[:shared] = ticket.edge_keep[:shared]
             pattern = search.full().with_axis("edges", [edges])
         pattern = pattern.map(lambda keep: keep.to(search.data.device))
         if own_start:
@@ -66,7 +67,8 @@ def retrain_ticket(
         seconds = time.perf_counter() - began
         unpruned = search.retrain(State(), "dense", None) if dense else None
     return {
-        "dataset": config.dataset, "backbone": config.backbone, "seed": config.seed,
+        "dataset": config.dataset, "task": config.task, "metric": search.data.metric,
+        "backbone": config.backbone, "seed": config.seed,
         "start": "rewind" if own_start else "fresh", **pattern.counts(), "epochs": config.fix_epochs,
         "val": fit.val, "test": fit.test, "best_epoch": fit.best_epoch, "seconds": seconds,
         "found_val": ticket.metadata["val"], "found_test": ticket.metadata["test"],

@@ -174,6 +174,10 @@ def refuse(capsys, *args) -> str:
         (["report", "--frobnicate", "x"], "--frobnicate"),
         (["inspect"], "TICKET"),
         (["inspect", "absent.safetensors"], "no ticket absent.safetensors"),
+        (["search", "--task", "graph", "--out", "x"], "graph"),
+        (["search", "--task", "link", "--preset", "released", "--out", "x"], "procedure for task node"),
+        (["search", "--task", "link", "--embedding", "0", "--out", "x"], "embedding must be 1 or more"),
+        (["search", "--dataset", "twin:ogbl-ddi:0.02", "--out", "x"], "set task link (--task link)"),
         (["retrain", "absent.safetensors"], "no ticket absent.safetensors"),
         (["retrain", "x", "--backbone", "nope"], "nope"),
         (["env", "more"], "more"),
@@ -226,6 +230,24 @@ def test_out_that_cannot_be_a_folder(finished, capsys, tmp_path, small):
         "thesis.tex"
     ]
     assert "cannot make the folder" in refuse(capsys, "report", finished[0], "--out", tmp_path / "file" / "below")
+
+
+def test_links(capsys, tmp_path, small):
+    out = tmp_path / "links"
+    args = ["search", "--task", "link", *small, "--method", "ugs", "--rounds", "1", "--out", str(out)]
+    assert cli.main(args) == 0
+    shown = capsys.readouterr().out
+    assert "ugs: links of synthetic-cora" in shown and " % (rocauc)" in shown
+    assert "synthetic-cora links, gcn, ugs (rocauc; paper" in (out / "report.md").read_text()
+    path = str(out / "tickets" / "round-01.safetensors")
+    assert cli.main(["inspect", path, "--dataset", "synthetic-cora"]) == 0
+    assert "fits synthetic-cora: 2,708 nodes, 8,976 edges" in capsys.readouterr().out
+    assert cli.main(["report", str(out), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["dataset"], row["metric"], row["edges_total"]) for row in rows} == {("synthetic-cora links", "rocauc", 8976)}
+    assert cli.main(["retrain", path, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["val"], again["test"], again["task"]) == (rows[1]["val"], rows[1]["test"], "link")
 
 
 def test_demo_runs_the_three_methods_into_one_report(monkeypatch, capsys, tmp_path):
