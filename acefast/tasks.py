@@ -37,7 +37,7 @@ class NodeClassification:
 
 
 class MultiLabel(NodeClassification):
-    """Several yes-or-no labels for each node: binary cross-entropy, the mean over those known; ROC-AUC, the mean over labels."""
+    """Several yes-or-no labels for each node: binary cross-entropy, mean over those known; ROC-AUC, mean over labels."""
 
     def __init__(self, data: Dataset, seed: int):
         super().__init__(data, seed)

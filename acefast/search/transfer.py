@@ -36,9 +36,9 @@ def retrain_ticket(
     the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network.
 
     The result: dataset, task, metric, backbone, seed, start ("rewind" or "fresh"), edges_kept, edges_total, weights_kept,
-    weights_total, epochs, val, test (fractions), best_epoch, seconds, found_val and found_test (what the search reported), and dense_val
-    and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises InputError for a ticket
-    that does not fit.
+    weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test (what the search
+    reported), and dense_val and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises
+    InputError for a ticket that does not fit.
     """
     found = _settings(ticket)
     config = _deviate(found, seed, backbone)
