@@ -32,6 +32,12 @@ def stages(config, ace_round=None) -> list:
     return [("imp", imp), *rounds, ("candidate", last_candidate), ("retrain", finish)]
 
 
+def complement_epochs(config) -> int:
+    """Epochs that a round's complement models take where each axis that is pruned is exchanged."""
+    axes = 2 if config.axes == "joint" else 1
+    return config.ace_rounds * config.ace_epochs * {"joint": 1, "crossed": axes, "none": 0}[config.complement]
+
+
 def train_and_exchange(search: Search, state: State, number: int) -> None:
     """Train on the current regroup (which scores it as candidate ``number - 1``), then exchange."""
     stage = f"ace-{number}"

@@ -17,13 +17,13 @@ from acefast.search.state import State
 
 
 def more_epochs(config) -> list:
-    epochs = config.mask_epochs + (2 * config.ace_rounds + 1) * config.ace_epochs
+    epochs = config.mask_epochs + (config.ace_rounds + 1) * config.ace_epochs + ace.complement_epochs(config)
     return [("imp", partial(imp, epochs=epochs)), ("retrain", retrain)]
 
 
 def best_of_n(config) -> list:
     candidates = [(f"candidate-{i}", partial(candidate, number=i)) for i in range(config.ace_rounds + 1)]
-    epochs = config.mask_epochs + config.ace_rounds * config.ace_epochs
+    epochs = config.mask_epochs + ace.complement_epochs(config)
     return [("imp", partial(imp, epochs=epochs, keep_scores=True)), *candidates, ("choose", choose), ("retrain", ace.finish)]
 
 

@@ -61,12 +61,13 @@ def test_random_tickets_are_fresh_choices_at_each_rung(tiny, tiny_config):
     assert epochs_of(run) == [4, 4, 4]
 
 
-def test_controls_have_the_epochs_of_ace(tiny, tiny_config):
-    budget = epochs_of(run_search(tiny, tiny_config(method="ace")))
-    assert epochs_of(run_search(tiny, tiny_config(method="ugs-epochs"))) == budget
-    assert epochs_of(run_search(tiny, tiny_config(method="ugs-best"))) == budget
-    without_complements = [budget[0], *(epochs - 3 * 2 for epochs in budget[1:])]
-    assert epochs_of(run_search(tiny, tiny_config(method="ace-random"))) == without_complements
+@pytest.mark.parametrize("complement, models", [("joint", 1), ("crossed", 2), ("none", 0)])
+def test_controls_have_the_epochs_of_ace(tiny, tiny_config, complement, models):
+    budget = epochs_of(run_search(tiny, tiny_config(method="ace", complement=complement)))
+    assert epochs_of(run_search(tiny, tiny_config(method="ugs-epochs", complement=complement))) == budget
+    assert epochs_of(run_search(tiny, tiny_config(method="ugs-best", complement=complement))) == budget
+    without_complements = [budget[0], *(epochs - 3 * 2 * models for epochs in budget[1:])]
+    assert epochs_of(run_search(tiny, tiny_config(method="ace-random", complement=complement))) == without_complements
 
 
 def test_best_of_n_takes_the_best_candidate_and_draws_around_the_pruning(tiny, tiny_config):
