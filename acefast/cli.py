@@ -160,6 +160,8 @@ class RetrainOptions:
     """Device of the computation; that of the search unless given."""
     dense: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also train the unpruned network from the same seed."""
+    shuffle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep as many edges, and as many weights of each layer, at random places: the control of what the masks are worth."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one line of JSON."""
 
@@ -469,16 +471,17 @@ def retrain(args: list[str]) -> int:
     ticket = Ticket.load(options.ticket)
     row = retrain_ticket(
         ticket, options.dataset, options.seed, options.backbone,
-        data_root=options.data_root, device=options.device, dense=options.dense,
+        data_root=options.data_root, device=options.device, dense=options.dense, shuffle=options.shuffle,
     )  # fmt: skip
     if options.json:
         print(json.dumps({"ticket": str(options.ticket), **row}))
         return 0
     kept = ", ".join(f"{row[f'{axis}_kept']:,} of {row[f'{axis}_total']:,} {axis}" for axis in ("edges", "weights"))
+    kept += " kept at random places" if row["shuffled"] else " kept"
     start = {"rewind": "the ticket's own first weights", "fresh": "fresh weights"}[row["start"]]
     metric = "" if row["metric"] == "accuracy" else f" ({row['metric']})"
     lines = [
-        f"{row['dataset']}, {row['backbone']}, seed {row['seed']}, {row['epochs']} epochs from {start}: {kept} kept",
+        f"{row['dataset']}, {row['backbone']}, seed {row['seed']}, {row['epochs']} epochs from {start}: {kept}",
         f"val {100 * row['val']:.2f} %, test {100 * row['test']:.2f} % at epoch {row['best_epoch'] + 1}; the search "
         f"reported val {100 * row['found_val']:.2f} %, test {100 * row['found_test']:.2f} %{metric}",
     ]

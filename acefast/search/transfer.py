@@ -9,8 +9,10 @@ import torch
 from acefast.data import Dataset
 from acefast.errors import InputError
 from acefast.pruning import Pattern, Ticket
+from acefast.random import generator
 from acefast.search.config import SearchConfig, resolve_config
 from acefast.search.rounds import load_data, prepare, prepare_data, using_threads
+from acefast.search.search import Search
 from acefast.search.state import State
 
 NAMES = ("dataset", "task", "backbone", "method", "preset")
@@ -25,6 +27,7 @@ def retrain_ticket(
     data_root: str = "",
     device: str | None = None,
     dense: bool = False,
+    shuffle: bool = False,
     progress: Callable[[dict], None] | None = None,
 ) -> dict:
     """Train ``ticket`` with its masks frozen, by the settings of the search that found it, and return what it reaches.
@@ -33,10 +36,11 @@ def retrain_ticket(
     weights and repeats, to the bit where threads and versions are the same, what the search reported; with another seed it
     starts at that seed's fresh weights. Another backbone takes the ticket's edges alone, all of its own weights, and its
     preset's settings but for those in which the search deviated from its preset. ``dataset``: the data set or its name,
-    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network.
+    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network. ``shuffle`` is the control of the masks: as many
+    edges, and as many weights of each layer, are kept at random places, drawn by the seed.
 
-    The result: dataset, task, metric, backbone, seed, start ("rewind" or "fresh"), edges_kept, edges_total, weights_kept,
-    weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test (what the search
+    The result: dataset, task, metric, backbone, seed, start ("rewind" or "fresh"), shuffled, edges_kept, edges_total,
+    weights_kept, weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test (what the search
     reported), and dense_val and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises
     InputError for a ticket that does not fit.
     """
@@ -61,6 +65,8 @@ def retrain_ticket(
             edges[:shared] = ticket.edge_keep[:shared]
             pattern = search.full().with_axis("edges", [edges])
         pattern = pattern.map(lambda keep: keep.to(search.data.device))
+        if shuffle:
+            pattern = shuffled(pattern, search)
         if own_start:
             search.start = {name: value.to(search.data.device) for name, value in ticket.rewind.items()}
         fit = search.retrain(State(round=ticket.metadata["round"]), "retrain", pattern)
@@ -69,11 +75,22 @@ def retrain_ticket(
     return {
         "dataset": config.dataset, "task": config.task, "metric": search.data.metric,
         "backbone": config.backbone, "seed": config.seed,
-        "start": "rewind" if own_start else "fresh", **pattern.counts(), "epochs": config.fix_epochs,
+        "start": "rewind" if own_start else "fresh", "shuffled": shuffle, **pattern.counts(), "epochs": config.fix_epochs,
         "val": fit.val, "test": fit.test, "best_epoch": fit.best_epoch, "seconds": seconds,
         "found_val": ticket.metadata["val"], "found_test": ticket.metadata["test"],
         **({"dense_val": unpruned.val, "dense_test": unpruned.test} if dense else {}),
     }  # fmt: skip
+
+
+def shuffled(pattern: Pattern, search: Search) -> Pattern:
+    """As many kept elements in each tensor, at places drawn by the search's seed."""
+
+    def shuffle(name: str, keep: torch.Tensor) -> torch.Tensor:
+        order = torch.randperm(keep.numel(), generator=generator(search.config.seed, "shuffle", name))
+        return keep.flatten()[order.to(keep.device)].view_as(keep)
+
+    weights = {name: shuffle(name, keep) for name, keep in pattern.weights.items()}
+    return Pattern(shuffle("edges", pattern.edges), weights)
 
 
 def _settings(ticket: Ticket) -> SearchConfig:

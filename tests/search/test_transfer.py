@@ -12,6 +12,8 @@ from acefast.graph import Graph
 from acefast.pruning import Pattern, Ticket
 from acefast.random import named_seed
 from acefast.search import retrain_ticket
+from acefast.search.rounds import prepare
+from acefast.search.transfer import shuffled
 from acefast.train import Schedule, train
 
 
@@ -49,6 +51,18 @@ def test_another_seed_starts_at_its_fresh_weights(tiny, run):
     fit = train(model, data, Schedule(6, 0.008, 8e-5), start, pattern, seed=noise)
     assert (row["val"], row["test"], row["best_epoch"]) == (fit.val, fit.test, fit.best_epoch)
     assert (row["start"], row["seed"]) == ("fresh", 11)
+
+
+def test_shuffled_masks_keep_as_much_elsewhere(tiny, run):
+    ticket = run.ticket(2)
+    row = retrain_ticket(ticket, tiny, shuffle=True)
+    assert row == {**retrain_ticket(ticket, tiny, shuffle=True), "seconds": row["seconds"]}
+    counts = ("edges_kept", "edges_total", "weights_kept", "weights_total")
+    assert [row[key] for key in counts] == [run.rounds[2][key] for key in counts] and row["shuffled"]
+    pattern = Pattern(ticket.edge_keep, ticket.weight_keep)
+    other = shuffled(pattern, prepare(tiny, run.config, None, lambda event: None))
+    assert {k: int(v.sum()) for k, v in other.flat("").items()} == {k: int(v.sum()) for k, v in pattern.flat("").items()}
+    assert not any(torch.equal(a, b) for a, b in zip(other.flat("").values(), pattern.flat("").values()))
 
 
 @pytest.mark.parametrize("backbone", ["gin", "gat"])
