@@ -12,10 +12,10 @@ from acefast.ops.backend import backend, get_backend, set_backend
 __version__ = importlib.metadata.version("acefast")
 
 # Loaded when first used, so that importing the kernels costs no more than the kernels.
-_LAZY = {"Ticket": "acefast.pruning.ticket", "find_ticket": "acefast.search", "Run": "acefast.search"}
+_LAZY = {"Ticket": "acefast.pruning.ticket", "compact": "acefast.search", "find_ticket": "acefast.search", "Run": "acefast.search"}
 _LAZY_MODULES = ("data", "nn", "pruning", "report", "search")
 
-__all__ = ["CSR", "Graph", "InputError", "Selection", "Ticket", "backend", "find_ticket", "get_backend", "ops", "set_backend"]
+__all__ = ["CSR", "Graph", "InputError", "Selection", "Ticket", "backend", "compact", "find_ticket", "get_backend", "ops", "set_backend"]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""The command line: acefast search | grid | demo | report | pack | inspect | retrain | env.
+"""The command line: acefast search | grid | demo | report | pack | inspect | retrain | export | predict | time | env.
 
 Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 from rich import box
@@ -27,12 +28,25 @@ import acefast
 from acefast import report
 from acefast.data import download_planetoid, load_dataset, split_links
 from acefast.errors import InputError
+from acefast.files import write_atomic
 from acefast.grid import run_grid
 from acefast.ops import backend
 from acefast.progress import SearchProgress
 from acefast.pruning.ticket import Ticket
-from acefast.search import SearchConfig, load_data, resolve_config, retrain_ticket, run_search
+from acefast.search import (
+    Run,
+    SearchConfig,
+    compact,
+    export_ticket,
+    load_data,
+    resolve_config,
+    retrain_ticket,
+    run_search,
+    time_inference,
+)
 from acefast.search.config import Backbone
+from acefast.search.deploy import prepared
+from acefast.search.folder import to_lines
 
 # The default job: small enough for two cores and a few minutes, all else as in preset paper.
 DEMO = dict(dataset="synthetic-cora", rounds=5, mask_epochs=100, fix_epochs=100, ace_epochs=10, ace_rounds=3)
@@ -164,6 +178,64 @@ class RetrainOptions:
     """Keep as many edges, and as many weights of each layer, at random places: the control of what the masks are worth."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one line of JSON."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Train a ticket with its masks frozen, as retrain does, and write it with the trained weights, to be used.
+
+    The file is a ticket (safetensors): its masks, the trained weights with 0 where removed, the settings, and what was
+    reached. acefast predict and acefast.compact take it.
+    """
+
+    ticket: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TICKET")]
+    """A ticket, such as tickets/round-03.safetensors of a run folder."""
+    out: Path
+    """The file to write, such as model.safetensors."""
+    seed: int | None = None
+    """Seed of the first weights and of all noise; the ticket's own unless given."""
+    dataset: str | None = None
+    """Data set with the ticket's graph; the ticket's own unless given."""
+    data_root: str = ""
+    """Folder of the data files."""
+    device: str | None = None
+    """Device of the training; that of the search unless given."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Tell the accuracy of an exported ticket by its compacted network, and write its logits."""
+
+    ticket: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """A file of acefast export."""
+    out: Path | None = None
+    """Where to write the logits of all nodes, float32 [nodes, classes], as a .npy file."""
+    dataset: str | None = None
+    """Data set with the ticket's graph; the ticket's own unless given."""
+    data_root: str = ""
+    """Folder of the data files."""
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """Measure an inference of compacted tickets against the dense network in the same form, in turns, on the CPU.
+
+    For a run folder the fastest and the median seconds of each ticket measured go into its inference.jsonl, which acefast
+    pack and acefast report take up: the ratio, and after how many inferences the search has paid.
+    """
+
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TICKET|RUN")]
+    """A ticket, or a run folder."""
+    every: int = 5
+    """Of a run folder every so many rounds, and the last one."""
+    repeats: int = 50
+    """Timed inferences of each of the two networks."""
+    threads: int = 1
+    """CPU threads."""
+    dataset: str | None = None
+    """Data set with the ticket's graph; the ticket's own unless given."""
+    data_root: str = ""
+    """Folder of the data files."""
 
 
 @dataclass(frozen=True)
@@ -491,6 +563,57 @@ def retrain(args: list[str]) -> int:
     return 0
 
 
+def export(args: list[str]) -> int:
+    options = parse(ExportOptions, "export", args)
+    exported = export_ticket(
+        Ticket.load(options.ticket), options.dataset, options.seed, data_root=options.data_root, device=options.device
+    )
+    exported.save(options.out)
+    reached = exported.metadata["trained"]
+    print(f"{options.out}: val {100 * reached['val']:.2f} %, test {100 * reached['test']:.2f} %")
+    return 0
+
+
+def predict(args: list[str]) -> int:
+    options = parse(PredictOptions, "predict", args)
+    ticket = Ticket.load(options.ticket)
+    if "trained" not in ticket.metadata:
+        raise InputError(f"{options.ticket} holds no trained weights: make a file by acefast export")
+    _, data = prepared(ticket, options.dataset, options.data_root)
+    logits = compact(ticket, options.dataset, data_root=options.data_root)()
+    if options.out is not None:
+        content = io.BytesIO()
+        np.save(content, logits.numpy(), allow_pickle=False)
+        write_atomic(options.out, content.getvalue())
+    right = logits.argmax(1) == data.y
+    val, test = (float(right[getattr(data, split)].float().mean()) for split in ("val", "test"))
+    print(f"{data.name}: val {100 * val:.2f} %, test {100 * test:.2f} %")
+    return 0
+
+
+def time_(args: list[str]) -> int:
+    options = parse(TimeOptions, "time", args)
+    if options.every < 1:
+        raise InputError(f"--every must be 1 or more, got {options.every}")
+    is_folder = options.path.is_dir()
+    tickets = Run.load(options.path).ticket_paths(options.every) if is_folder else {None: options.path}
+    rows = []
+    for number, path in tickets.items():
+        how = dict(data_root=options.data_root, repeats=options.repeats, threads=options.threads)
+        row = {"round": number, **time_inference(Ticket.load(path), options.dataset, **how)}
+        rows.append(row)
+        dense, small = row["inference_dense"], row["inference_compact"]
+        medians = row["inference_dense_median"] / row["inference_compact_median"]
+        print(
+            f"{path.name}: dense {1e3 * dense:.3f} ms, compacted {1e3 * small:.3f} ms, {dense / small:.2f}x (fastest of "
+            f"{options.repeats}; {medians:.2f}x of the medians; {options.threads} threads)",
+            flush=True,
+        )
+    if is_folder:
+        write_atomic(options.path / "inference.jsonl", to_lines(rows))
+    return 0
+
+
 def env(args: list[str]) -> int:
     options = parse(EnvOptions, "env", args)
     facts = backend.report()
@@ -539,6 +662,9 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "pack": ("what a report needs of many runs, in one small file", pack),
     "inspect": ("tell what is in a ticket", inspect),
     "retrain": ("train a ticket anew: from its first weights, another seed's, or under another backbone", retrain),
+    "export": ("train a ticket and write it with the trained weights", export),
+    "predict": ("predictions of an exported ticket", predict),
+    "time": ("inference of compacted tickets against the dense network", time_),
     "env": ("versions, what was built, which backend serves which op", env),
 }
 

@@ -172,6 +172,10 @@ class GAT(Network):
         """With `pruned` "in_denominator" every edge passes its message, a removed one too."""
         return super().macs(graph, x, edge_keep if self.pruned == "absent" else None, weight_keep)
 
+    def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
+        """The smaller graph, or the whole one with a selection where removed edges pass messages."""
+        return super().compact(graph, edge_keep) if self.pruned == "absent" else (graph, {"edge_keep": graph.select(edge_keep)})
+
     def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""
         if self.pruned != "absent" and edge_keep is not None:

@@ -169,6 +169,11 @@ class GCN(Network):
         """The part of the graph that the logits of ``nodes`` depend on, a block for each layer."""
         return self.layers[0].blocks(graph, nodes, len(self.layers), edge_keep)
 
+    def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
+        """The smaller graph and its coefficients, those that the kept edges have in the whole one."""
+        c, c_self = self.layers[0].coefficients(graph, None, edge_keep)
+        return graph.compact(edge_keep), {"coefficients": (None if c is None else c[edge_keep], c_self)}
+
     def forward(
         self,
         graph: Graph,
@@ -180,12 +185,13 @@ class GCN(Network):
         seed: int = 0,
         step: int = 0,
         blocks: list[Block] | None = None,
+        coefficients: tuple[Tensor | None, Tensor | None] | None = None,
     ) -> Tensor:  # logits [N, out_channels]
-        """With ``blocks`` of the same graph and edge_keep, x has the rows of the first one's sources and the logits are those
+        """`coefficients` of the layers (see :meth:`GCNConv.coefficients`), where they are known. With ``blocks`` of the same graph and edge_keep, x has the rows of the first one's sources and the logits are those
         of the last one's destinations: the same numbers as those rows without."""
         first = self.layers[0]
         if blocks is None:
-            shared = first.coefficients(graph, edge_mask, edge_keep)
+            shared = first.coefficients(graph, edge_mask, edge_keep) if coefficients is None else coefficients
         else:
             shared = first.entries(graph, edge_mask, edge_keep)
         h = x

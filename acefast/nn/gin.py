@@ -119,6 +119,10 @@ class GIN(Network):
         """That of the layers + N · weights of each head."""
         return super().macs(graph, x, edge_keep, weight_keep) + sum(graph.num_dst * head.weight.numel() for head in self.heads)
 
+    def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
+        """The smaller graph, or the whole one with a selection where removed edges count in the means."""
+        return super().compact(graph, edge_keep) if self.layers[0].pruned == "absent" else (graph, {"edge_keep": graph.select(edge_keep)})
+
     def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""
         masks, keeps = weight_masks or {}, weight_keep or {}

@@ -35,6 +35,11 @@ class Network(nn.Module):
             for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True))
         )
 
+    def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
+        """(graph, further arguments of the forward) with which the network gives the logits of the kept edges [E] alone, made
+        once for many inferences: here the smaller graph, where removed edges do not exist."""
+        return graph.compact(edge_keep), {}
+
     def maskable(self) -> dict[str, nn.Parameter]:
         """The weights that a search may prune, by parameter name."""
         return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}

@@ -18,6 +18,7 @@ except ModuleNotFoundError:
 NAMES = ("dataset", "backbone", "method", "preset", "axes")
 COUNTS = ("edges_kept", "edges_total", "weights_kept", "weights_total")
 AXES = ("edges", "weights")
+INFERENCE = ("inference_dense", "inference_compact", "inference_threads")
 # What stages tell of each axis, as <axis>_<name>, and how the values of a round are put together.
 DETAILS: dict[str, Callable] = {
     "exchanged": sum,  # elements erased and mined, in all ACE rounds
@@ -48,7 +49,8 @@ NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
 @dataclass(frozen=True)
 class Rung:
     """One round of a run: its counts, its accuracies (fractions), what it exchanged, how long it took, the multiply-accumulates
-    of one inference, and details by name, such as edges_mined_rank (see DETAILS), those that the method has."""
+    of one inference, seconds of one of the dense and of the compacted network on so many threads, where they were measured, and
+    details by name, such as edges_mined_rank (see DETAILS), those that the method has."""
 
     round: int
     edges_kept: int
@@ -62,6 +64,9 @@ class Rung:
     epochs: int | None = None
     macs: int | None = None
     metric: str = "accuracy"  # what val and test are
+    inference_dense: float | None = None
+    inference_compact: float | None = None
+    inference_threads: int | None = None
     details: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -160,7 +165,8 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder) -> RunRecord:
-    """Read and check config.toml, history.jsonl, timings.jsonl and, where it is there, checkpoint.json of one run.
+    """Read and check config.toml, history.jsonl, timings.jsonl and, where they are there, checkpoint.json and inference.jsonl
+    of one run.
 
     Raises InputError, which names the file and the line, for what is missing, cut short, malformed or contradictory.
     """
@@ -168,13 +174,15 @@ def read_run(folder) -> RunRecord:
     config = check_config(folder / "config.toml", _read_config(folder / "config.toml"))
     timings = folder / "timings.jsonl"
     costs = sum_costs(lines_of(timings) if timings.exists() else ())
-    rungs = collect_rungs(lines_of(folder / "history.jsonl"), costs)
+    measured = folder / "inference.jsonl"
+    inferences = check_inferences(lines_of(measured) if measured.exists() else ())
+    rungs = collect_rungs(lines_of(folder / "history.jsonl"), costs, inferences)
     if not rungs:
         raise InputError(f"{folder} has no finished round yet; let its search finish at least the dense baseline")
     return RunRecord(folder, config, rungs, _read_environment(folder / "checkpoint.json"))
 
 
-def collect_rungs(events, costs: dict) -> tuple[Rung, ...]:
+def collect_rungs(events, costs: dict, inferences: dict) -> tuple[Rung, ...]:
     """The rungs that (place, event) pairs of a history tell of, each with the details seen since the one before."""
     rungs: list[Rung] = []
     seen: dict[str, list] = defaultdict(list)
@@ -184,7 +192,7 @@ def collect_rungs(events, costs: dict) -> tuple[Rung, ...]:
         _note_details(place, event, seen)
         if event["event"] == "round":
             details = {name: float(DETAILS[name.split("_", 1)[1]](values)) for name, values in seen.items()}
-            rungs.append(_rung(place, event, rungs, costs, details))
+            rungs.append(_rung(place, event, rungs, costs, inferences, details))
             seen.clear()
     return tuple(rungs)
 
@@ -279,6 +287,17 @@ def sum_costs(timings) -> dict[int, tuple[float, int | None]]:
     return total
 
 
+def check_inferences(lines) -> dict[int, dict]:
+    """{round: its fields INFERENCE} of (place, line) pairs."""
+    found = {}
+    for place, line in lines:
+        k, (dense, compact, threads) = line.get("round"), map(line.get, INFERENCE)
+        if type(k) is not int or not all(_is_number(s) and s > 0 for s in (dense, compact)) or type(threads) is not int:
+            raise InputError(f"{place} must have a round and its {', '.join(INFERENCE)}, got {line}; measure again by acefast time")
+        found[k] = dict(zip(INFERENCE, (float(dense), float(compact), threads)))
+    return found
+
+
 def _note_details(place: str, event: dict, seen: dict[str, list]) -> None:
     """Add what the event tells of each axis to `seen`."""
     for name in (f"{axis}_{what}" for axis in AXES for what in DETAILS):
@@ -310,7 +329,7 @@ def lines_of(path: Path):
         raise InputError(f"{path} is cut short: its last line has no end; {MEND}")
 
 
-def _rung(place: str, event: dict, before: list[Rung], costs: dict, details: dict[str, float]) -> Rung:
+def _rung(place: str, event: dict, before: list[Rung], costs: dict, inferences: dict, details: dict[str, float]) -> Rung:
     def refuse(what):
         raise InputError(f"{place}: {what}; {CHANGED}")
 
@@ -342,9 +361,8 @@ def _rung(place: str, event: dict, before: list[Rung], costs: dict, details: dic
     metric = event.get("metric", "accuracy")
     if type(metric) is not str:
         refuse(f"metric must be a text, got {metric!r}")
-    return Rung(
-        **counts, val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, macs=macs, metric=metric, details=details
-    )  # fmt: skip
+    told = dict(val=val, test=test, exchanged=exchanged, seconds=seconds, epochs=epochs, macs=macs, metric=metric)
+    return Rung(**counts, **told, **inferences.get(event["round"], {}), details=details)
 
 
 def _is_number(value) -> bool:

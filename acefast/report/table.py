@@ -11,7 +11,7 @@ from rich.text import Text
 
 from acefast.report.paired import ALPHA, compare
 from acefast.report.published import PUBLISHED
-from acefast.report.runs import AXES, COUNTS, DETAILS, NAMES, Group
+from acefast.report.runs import AXES, COUNTS, DETAILS, INFERENCE, NAMES, Group
 from acefast.report.winning import SEEDS_TO_CLAIM, judge
 
 STRUCTURE = ("homophily_kept", "homophily_removed", "degree_kept", "degree_removed")
@@ -39,8 +39,9 @@ def rows(groups: list[Group]) -> list[dict]:
     run, dataset, backbone, method, preset, axes, seed, round (0 = dense), edges_kept, edges_total, weights_kept,
     weights_total, val, test (fractions), winning_loose, winning_strict (the claim over all seeds of the group: null for
     a single run, false below 10 seeds), exchanged, seconds; beyond these metric (of val and test), variant, label, seeds
-    (in the group), noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, macs, and
-    the details of each axis that the method tells, such as edges_mined_rank. dataset is NAME links where task is link.
+    (in the group), noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, macs, the
+    details of each axis that the method tells, such as edges_mined_rank, and inference_dense, inference_compact (seconds) and
+    inference_threads where they were measured. dataset is NAME links where task is link.
     """
     result = []
     for group in groups:
@@ -56,6 +57,7 @@ def rows(groups: list[Group]) -> list[dict]:
                     | {"variant": run.config.get("variant", ""), "seeds": len(group.runs)}
                     | {"noninferior": verdict.noninferior[k], "bound": verdict.bound[k]}
                     | {"epochs": rung.epochs, "macs": rung.macs, **rung.details}
+                    | {name: getattr(rung, name) for name in INFERENCE if getattr(rung, name) is not None}
                 )
     return result
 
@@ -176,6 +178,31 @@ def diagnosis(group: Group, which=ROUNDS, epochs: bool = True) -> Table | None:
 def structure(group: Group) -> Table | None:
     """What the kept and the removed edges of each rung are like, mean over seeds; None where the runs do not say it."""
     return diagnosis(group, STRUCTURE, epochs=False)
+
+
+def inference(group: Group) -> Table | None:
+    """What an inference of the dense and of the compacted network takes at the rungs where it was measured, means over seeds,
+    and after how many of them the search has paid; None where nothing was measured."""
+    table = Table("rung")
+    for name in ("seeds", "threads", "dense ms", "compacted ms", "ratio", "search s", "pays after"):
+        table.add_column(name)
+    for column in table.columns:
+        column.justify = "right"
+    for k in range(max(len(run.rungs) for run in group.runs)):
+        runs = [run for run in group.runs if k < len(run.rungs) and run.rungs[k].inference_dense is not None]
+        if not runs:
+            continue
+        here = [run.rungs[k] for run in runs]
+        dense, compact = (fmean(getattr(rung, name) for rung in here) for name in INFERENCE[:2])
+        spent = [rung.seconds for run in runs for rung in run.rungs[1 : k + 1]]
+        cost = None if None in spent else sum(spent) / len(runs)
+        pays = "" if cost is None else f"{cost / (dense - compact):,.0f}" if dense > compact else "never"
+        threads = "/".join(sorted({str(rung.inference_threads) for rung in here}))
+        table.add_row(
+            str(k), str(len(runs)), threads, f"{1e3 * dense:.3f}", f"{1e3 * compact:.3f}", f"{dense / compact:.2f}x",
+            "" if cost is None else f"{cost:.1f}", pays,
+        )  # fmt: skip
+    return table if table.rows else None
 
 
 def published(groups: list[Group]) -> Table | None:
@@ -318,6 +345,14 @@ DIAGNOSIS = (
 )
 
 
+DEPLOYED = (
+    "Inference: the logits of all nodes on the CPU, the compacted network (kept edges as a graph of their own, coefficients made "
+    "once, removed weights out of the lists or 0) and the dense one in the same form in turns, each the fastest of its repeats "
+    "(acefast time); ratio is dense / compacted. Pays after: the inferences whose saved time is that of the search, rounds 1 up "
+    "to this one.\n"
+)
+
+
 def as_terminal(groups: list[Group]):
     """Everything that fits a terminal as one rich renderable: side by side, compared, and the ladders of a few groups."""
     parts = []
@@ -348,11 +383,13 @@ def as_markdown(groups: list[Group], plot: str) -> str:
         parts += ["## Next to the published figures\n", _markdown(table), PAPER]
     for group in groups:
         parts += [f"## {heading(group)}\n", _markdown(ladder(group)), *(f"{line}\n" for line in findings(group))]
-        parts += [_markdown(table) for table in (diagnosis(group), structure(group)) if table is not None]
+        parts += [_markdown(table) for table in (diagnosis(group), structure(group), inference(group)) if table is not None]
         parts.append(f"Runs: {', '.join(f'`{run.name}`' for run in group.runs)}.\n")
     parts += ["## What the columns mean\n", LADDER]
     if any(diagnosis(group) or structure(group) for group in groups):
         parts.append(DIAGNOSIS)
+    if any(inference(group) for group in groups):
+        parts.append(DEPLOYED)
     return "\n".join(parts)
 
 

@@ -4,20 +4,25 @@
 """
 
 from acefast.search.config import SearchConfig, resolve_config
+from acefast.search.deploy import CompactNetwork, compact, time_inference
 from acefast.search.folder import load_config
 from acefast.search.methods import METHODS
 from acefast.search.rounds import find_ticket, load_data, run_search
 from acefast.search.run import Run
-from acefast.search.transfer import retrain_ticket
+from acefast.search.transfer import export_ticket, retrain_ticket
 
 __all__ = [
     "METHODS",
+    "CompactNetwork",
     "Run",
     "SearchConfig",
+    "compact",
+    "export_ticket",
     "find_ticket",
     "load_config",
     "load_data",
     "resolve_config",
     "retrain_ticket",
     "run_search",
+    "time_inference",
 ]

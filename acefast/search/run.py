@@ -41,6 +41,11 @@ class Run:
         """The tickets of rounds 1, 2, ..."""
         return [self.store.ticket(number) for number in range(1, len(self.rounds))]
 
+    def ticket_paths(self, every: int = 1) -> dict[int, Path]:
+        """{round: file} of the tickets of every so many rounds and of the last, of a run in a folder."""
+        last = len(self.rounds) - 1
+        return {number: self.store.ticket_path(number) for number in range(1, last + 1) if number % every == 0 or number == last}
+
     @classmethod
     def load(cls, path) -> "Run":
         """Read a run folder; raises InputError where it holds none."""

@@ -1,4 +1,5 @@
-"""Training a ticket anew: from its own first weights, from those of another seed, or its edges under another backbone."""
+"""Training a ticket anew: from its own first weights, from those of another seed, or its edges under another backbone; and
+keeping what was trained."""
 
 import dataclasses
 import time
@@ -36,15 +37,40 @@ def retrain_ticket(
     weights and repeats, to the bit where threads and versions are the same, what the search reported; with another seed it
     starts at that seed's fresh weights. Another backbone takes the ticket's edges alone, all of its own weights, and its
     preset's settings but for those in which the search deviated from its preset. ``dataset``: the data set or its name,
-    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network. ``shuffle`` is the control of the masks: as many
-    edges, and as many weights of each layer, are kept at random places, drawn by the seed.
+    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network. ``shuffle`` is the control
+    of the masks: as many edges, and as many weights of each layer, are kept at random places, drawn by the seed.
 
     The result: dataset, task, metric, backbone, seed, start ("rewind" or "fresh"), shuffled, edges_kept, edges_total,
-    weights_kept, weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test (what the search
-    reported), and dense_val and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises
+    weights_kept, weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test
+    (what the search reported), and dense_val and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises
     InputError for a ticket that does not fit.
     """
-    found = _settings(ticket)
+    return _train(ticket, dataset, seed, backbone, data_root, device, dense, shuffle, progress)[0]
+
+
+def export_ticket(
+    ticket: Ticket,
+    dataset: Dataset | str | None = None,
+    seed: int | None = None,
+    *,
+    data_root: str = "",
+    device: str | None = None,
+    progress: Callable[[dict], None] | None = None,
+) -> Ticket:
+    """The ticket trained as by :func:`retrain_ticket`, to be used: a ticket with the same masks that holds the trained weights
+    in the place of the first ones, 0 where removed, and in its metadata ``trained`` with seed, start, epochs, best_epoch, val
+    and test. ``acefast.compact`` makes its network. Raises InputError for a ticket that does not fit."""
+    row, weights = _train(ticket, dataset, seed, None, data_root, device, False, False, progress)
+    weights = {name: w.cpu().mul(ticket.weight_keep.get(name, 1)) for name, w in weights.items()}
+    trained = {key: row[key] for key in ("seed", "start", "epochs", "best_epoch", "val", "test")}
+    return Ticket(ticket.edge_keep, ticket.weight_keep, weights, {**ticket.metadata, "trained": trained})
+
+
+def _train(ticket, dataset, seed, backbone, data_root, device, dense, shuffle, progress) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(what ``retrain_ticket`` returns, the trained weights by name)."""
+    if "trained" in ticket.metadata:
+        raise InputError("this ticket was exported, its weights are trained ones: give the ticket that it was made from")
+    found = settings_of(ticket)
     config = _deviate(found, seed, backbone)
     changes = {"device": device, "data_root": data_root, "dataset": dataset if isinstance(dataset, str) else None}
     config = dataclasses.replace(config, **{key: value for key, value in changes.items() if value})
@@ -71,8 +97,9 @@ def retrain_ticket(
             search.start = {name: value.to(search.data.device) for name, value in ticket.rewind.items()}
         fit = search.retrain(State(round=ticket.metadata["round"]), "retrain", pattern)
         seconds = time.perf_counter() - began
+        weights = {name: p.detach().clone() for name, p in search.model.named_parameters()}
         unpruned = search.retrain(State(), "dense", None) if dense else None
-    return {
+    row = {
         "dataset": config.dataset, "task": config.task, "metric": search.data.metric,
         "backbone": config.backbone, "seed": config.seed,
         "start": "rewind" if own_start else "fresh", "shuffled": shuffle, **pattern.counts(), "epochs": config.fix_epochs,
@@ -80,6 +107,7 @@ def retrain_ticket(
         "found_val": ticket.metadata["val"], "found_test": ticket.metadata["test"],
         **({"dense_val": unpruned.val, "dense_test": unpruned.test} if dense else {}),
     }  # fmt: skip
+    return row, weights
 
 
 def shuffled(pattern: Pattern, search: Search) -> Pattern:
@@ -93,7 +121,7 @@ def shuffled(pattern: Pattern, search: Search) -> Pattern:
     return Pattern(shuffle("edges", pattern.edges), weights)
 
 
-def _settings(ticket: Ticket) -> SearchConfig:
+def settings_of(ticket: Ticket) -> SearchConfig:
     """The configuration of the search that found the ticket."""
     missing = {"settings", "round", "val", "test"} - ticket.metadata.keys()
     if missing:
