@@ -40,7 +40,7 @@ class Fit:
 
     best_epoch counts from 0; val_loss is the task's loss on the validation split there; masks and weights are
     copies from after that epoch's step (weights only where they were asked for; of existing elements only, the others are
-    as in the masks' start and the first weights).
+    as in the masks' start and the first weights); seed: that of the training.
     """
 
     best_epoch: int
@@ -49,6 +49,7 @@ class Fit:
     test: float
     masks: SoftMasks | None = None
     weights: dict[str, Tensor] | None = None
+    seed: int = 0
 
 
 def train(
@@ -109,7 +110,7 @@ def train(
         way.show_tracked()
         best.test = task.metric(way.outputs("test"), "test")
         best.masks, weights = way.finish()
-    best.weights = weights if keep_weights else None
+    best.weights, best.seed = weights if keep_weights else None, seed
     return best
 
 

@@ -46,7 +46,7 @@ def train_and_exchange(search: Search, state: State, number: int) -> None:
     importance = search.scores(state, stage, "retained", fit, keep)
     fields = {}
     if search.config.complement == "none":
-        lost = search.gains(fit, keep, search.seed(state.round, stage, "retained", "dropout"))
+        lost = search.gains(fit, keep)
         for axis in exchangeable(search, keep):
             fields |= exchange_axis(search, state, number, axis, keep, importance, lost)
     for name, axes, pattern in _complements(search, keep, exchangeable(search, keep)):

@@ -124,7 +124,7 @@ def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
     if dataset.task != "node" or config.task != "node":
         for name in (config.score, config.edge_score or config.score):
             if "predictions" in find_score(name).needs:
-                raise InputError(f"edge_score {name} compares the classes of nodes, which {dataset.name} has not in this task: choose another")
+                raise InputError(f"score {name} compares classes of nodes, which {dataset.name} has not in this task: choose another")
     data = dataset.with_row_normalized_features() if config.row_normalise else dataset
     data = split_links(data) if config.task == "link" and data.task != "link" else data
     return replace(data, graph=data.graph.with_self_loops(), edge_attr=None) if config.backbone == "gat" else data

@@ -99,8 +99,8 @@ class Search:
     ) -> SoftMasks:
         """Importance of the existing elements of ``axes`` (default: those that are pruned) at the fit's best epoch, by the
         configured score, together with what they carry from before."""
-        needs, seed = self._needs(), self.seed(state.round, stage, model, "dropout")
-        gradients = self._mask_gradients(fit, pattern, seed) if "gradients" in needs else None
+        needs = self._needs()
+        gradients = self._mask_gradients(fit, pattern) if "gradients" in needs else None
         predictions = self._predictions(fit, pattern) if "predictions" in needs and "edges" in self.axes else None
         make = self.make(state.round, stage, model, "score")
         found = score(
@@ -108,10 +108,10 @@ class Search:
         )
         return self._carried(state, found, pattern, axes or self.axes) if self.config.carry else found
 
-    def gains(self, fit: Fit, keep: Pattern, seed: int = 0) -> SoftMasks:
+    def gains(self, fit: Fit, keep: Pattern) -> SoftMasks:
         """Importance of the removed elements to the fit's own model, at its best epoch: of weights |dL/dw| (RigL, Evci et al.,
         ICML 2020), of edges their score where predictions are all it needs, else -dL/dm, by how much the training loss would fall
-        with them. Without dropout and L1 terms; what it says of kept elements is of no use. seed: that of the training."""
+        with them. Without dropout and L1 terms; what it says of kept elements is of no use."""
         start = {name: fit.weights[name] * m for name, m in fit.masks.weights.items()}
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -126,7 +126,7 @@ class Search:
         )  # fmt: skip
         parameters = dict(self.model.named_parameters())
         leaves = [parameters[name] for name in fit.masks.weights] + ([] if edges is None else [edges])
-        gradients = list(torch.autograd.grad(self._loss(outputs, fit, seed), leaves)) if leaves else []
+        gradients = list(torch.autograd.grad(self._loss(outputs, fit), leaves)) if leaves else []
         weights = {name: gradient.abs() for name, gradient in zip(fit.masks.weights, gradients)}
         if predicted:
             found = score(self._edge_score(), SoftMasks(fit.masks.edges, {}), predictions=self._predictions(fit, keep)).edges
@@ -137,8 +137,9 @@ class Search:
     def _edge_score(self) -> str:
         return self.config.edge_score or self.config.score
 
-    def _loss(self, outputs: Tensor, fit: Fit, seed: int) -> Tensor:
-        task = make_task(self.data, seed)
+    def _loss(self, outputs: Tensor, fit: Fit) -> Tensor:
+        """The training loss of the fit's best epoch, with what its task drew for it."""
+        task = make_task(self.data, fit.seed)
         return task.loss(at(outputs, task.nodes["train"]), "train", fit.best_epoch)
 
     def _carried(self, state: State, scores: SoftMasks, pattern: Pattern, axes) -> SoftMasks:
@@ -178,9 +179,9 @@ class Search:
         into, out = (torch.bincount(ends[kept], minlength=graph.num_dst) for ends in (dst, src))
         return ops.sddmm(graph, p, p), (out[src].float(), into[dst].float())
 
-    def _mask_gradients(self, fit: Fit, pattern: Pattern, seed: int) -> SoftMasks:
-        """dL/dm of the training loss of the fit's best epoch without dropout and L1 terms; seed: that of the training."""
+    def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
+        """dL/dm of the training loss of the fit's best epoch without dropout and L1 terms."""
         masks = fit.masks.map(lambda m: m.clone().requires_grad_())
         outputs = self._at_best(fit, masks, pattern)
-        gradients = iter(torch.autograd.grad(self._loss(outputs, fit, seed), [*masks.axis("edges"), *masks.axis("weights")]))
+        gradients = iter(torch.autograd.grad(self._loss(outputs, fit), [*masks.axis("edges"), *masks.axis("weights")]))
         return masks.map(lambda m: next(gradients))

@@ -115,7 +115,10 @@ def test_several_labels_of_a_node_some_unknown():
 
 @pytest.mark.parametrize(("backbone", "method"), [("gcn", "ace"), ("gin", "ugs"), ("gat", "ugs")])
 def test_a_search_for_links_ends_with_tickets_that_train_again(tiny, tiny_config, backbone, method, tmp_path):
-    config = tiny_config(task="link", backbone=backbone, method=method, embedding=4, score="gradient")
+    complement = "none" if method == "ace" else "joint"  # scores what was removed by the loss, too
+    config = tiny_config(
+        task="link", backbone=backbone, method=method, embedding=4, score="gradient", complement=complement
+    )
     run = run_search(tiny, config, tmp_path / "run")
     assert run_search(tiny, config).history == run.history
     graph = split_links(tiny).graph
@@ -145,6 +148,8 @@ def test_what_cannot_be_learned_is_refused(tiny, tiny_config):
     twin = load_dataset("twin:ogbl-ddi:0.02")
     with pytest.raises(InputError, match="set task link"):
         run_search(twin, tiny_config())
+    with pytest.raises(InputError, match="score agreement compares classes of nodes"):
+        run_search(tiny, tiny_config(task="link", edge_score="agreement"))
     with pytest.raises(InputError, match="has no features"):
         run_search(twin, tiny_config(task="link"))
     with pytest.raises(InputError, match="preset released is a procedure for task node"):
