@@ -21,7 +21,7 @@ except ModuleNotFoundError:
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 
 Backbone = Literal["gcn", "gin", "gat"]
-Preset = Literal["paper", "released"]
+Preset = Literal["paper", "best", "released"]
 Axes = Literal["joint", "edges", "weights"]
 Task = Literal["node", "link"]
 
@@ -45,7 +45,7 @@ class SearchConfig:
     the controls ugs-epochs and ugs-best (ACE's epochs, ACE's choice of the best), ace-random (random exchange); from Python also a name that was
     added to acefast.search.METHODS."""
     preset: Preset = "paper"
-    """Where settings that are not given come from: the paper's procedure, or that of its released code."""
+    """Where settings that are not given come from: the paper's procedure, the study's outcome, or the released code's procedure."""
     axes: Axes = "joint"
     """What is pruned: edges and weights together, or one of them alone."""
     rounds: int | Literal["auto"] = 20
@@ -211,7 +211,8 @@ def resolve_config(
 @cache
 def _preset_tables(preset: str) -> list[dict]:
     with open(PRESETS / f"{preset}.toml", "rb") as file:
-        return tomllib.load(file)["settings"]
+        found = tomllib.load(file)
+    return [*(_preset_tables(found["base"]) if "base" in found else []), *found["settings"]]
 
 
 def _kind(field) -> tuple[type | None, tuple[str, ...]]:

@@ -35,7 +35,7 @@ def test_overrides_win_and_none_counts_as_not_given():
         (dict(preset="released", axes="edges"), "axes must be joint or weights"),
         (dict(preset="released", method="ugs"), "method must be ace or dense"),
         (dict(preset="released", tau=0.5), "no setting tau"),
-        (dict(preset="other"), "preset must be one of paper, released"),
+        (dict(preset="other"), "preset must be one of paper, best, released"),
         (dict(backbone="gin2"), "backbone must be one of"),
         (dict(method="magic"), "method must be one of"),
         (dict(axes="both"), "axes must be one of"),
@@ -82,3 +82,10 @@ def test_every_setting_says_what_it_is():
     for name in SearchConfig.__dataclass_fields__:
         after = source.split(f"\n    {name}: ")[1]
         assert after.split("\n")[1].strip().startswith('"""'), name
+
+
+def test_best_is_paper_with_the_outcome_of_the_study():
+    paper, best = (resolve_config("pubmed", "gcn", "ugs", preset) for preset in ("paper", "best"))
+    assert (best.s1, best.s2, best.complement, best.hidden, best.lr) == (0.0, 0.0, "none", 256, paper.lr)
+    assert (paper.s1, paper.s2, paper.hidden) == (1e-6, 1e-3, 512), "the published settings of UGS"
+    assert resolve_config("cora", "gat", "ace", "best").hidden == 64
