@@ -47,6 +47,7 @@ from acefast.search import (
 from acefast.search.config import Backbone
 from acefast.search.deploy import prepared
 from acefast.search.folder import to_lines
+from acefast.tasks import make_task
 
 # The default job: small enough for two cores and a few minutes, all else as in preset paper.
 DEMO = dict(dataset="synthetic-cora", rounds=5, mask_epochs=100, fix_epochs=100, ace_epochs=10, ace_rounds=3)
@@ -204,12 +205,12 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Tell the accuracy of an exported ticket by its compacted network, and write its logits."""
+    """Tell what an exported ticket reaches by its compacted network, and write its outputs."""
 
     ticket: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A file of acefast export."""
     out: Path | None = None
-    """Where to write the logits of all nodes, float32 [nodes, classes], as a .npy file."""
+    """Where to write the outputs of all nodes, float32 [nodes, classes], as a .npy file: logits; of task link, embeddings."""
     dataset: str | None = None
     """Data set with the ticket's graph; the ticket's own unless given."""
     data_root: str = ""
@@ -218,7 +219,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class TimeOptions:
-    """Measure an inference of compacted tickets against the dense network in the same form, in turns, on the CPU.
+    """Measure an inference of compacted tickets against the dense network as it is and in the same form, in turns, on the CPU.
 
     For a run folder the fastest and the median seconds of each ticket measured go into its inference.jsonl, which acefast
     pack and acefast report take up: the ratio, and after how many inferences the search has paid.
@@ -229,13 +230,13 @@ class TimeOptions:
     every: int = 5
     """Of a run folder every so many rounds, and the last one."""
     repeats: int = 50
-    """Timed inferences of each of the two networks."""
+    """Timed inferences of each of the three networks."""
     threads: int = 1
     """CPU threads."""
     dataset: str | None = None
     """Data set with the ticket's graph; the ticket's own unless given."""
     data_root: str = ""
-    """Folder of the data files."""
+    """Folder of the data files; of a run its own unless given."""
 
 
 @dataclass(frozen=True)
@@ -585,10 +586,21 @@ def predict(args: list[str]) -> int:
         content = io.BytesIO()
         np.save(content, logits.numpy(), allow_pickle=False)
         write_atomic(options.out, content.getvalue())
-    right = logits.argmax(1) == data.y
-    val, test = (float(right[getattr(data, split)].float().mean()) for split in ("val", "test"))
-    print(f"{data.name}: val {100 * val:.2f} %, test {100 * test:.2f} %")
+    task = make_task(data)
+    val, test = (task.metric(logits[task.nodes[split]], split) for split in ("val", "test"))
+    print(f"{data.name}: {data.metric} val {100 * val:.2f} %, test {100 * test:.2f} %")
     return 0
+
+
+def _times(row: dict) -> str:
+    """Fastest and median milliseconds of the three networks, and the ratios of the fastest."""
+    names = {"dense": "dense", "regrouped": "dense regrouped", "compact": "compacted"}
+    each = [
+        f"{words} {1e3 * row[f'inference_{name}']:.3f} ms (median {1e3 * row[f'inference_{name}_median']:.3f})"
+        for name, words in names.items()
+    ]
+    ratios = (f"{row[f'inference_{name}'] / row['inference_compact']:.2f}x" for name in ("dense", "regrouped"))
+    return f"{', '.join(each)}; {' and '.join(ratios)}; {row['repeats']} in turns, {row['inference_threads']} threads"
 
 
 def time_(args: list[str]) -> int:
@@ -596,19 +608,15 @@ def time_(args: list[str]) -> int:
     if options.every < 1:
         raise InputError(f"--every must be 1 or more, got {options.every}")
     is_folder = options.path.is_dir()
-    tickets = Run.load(options.path).ticket_paths(options.every) if is_folder else {None: options.path}
-    rows = []
+    tickets, data_root, rows = {None: options.path}, options.data_root, []
+    if is_folder:
+        searched = Run.load(options.path)
+        tickets, data_root = searched.ticket_paths(options.every), data_root or searched.config.data_root
     for number, path in tickets.items():
-        how = dict(data_root=options.data_root, repeats=options.repeats, threads=options.threads)
+        how = dict(data_root=data_root, repeats=options.repeats, threads=options.threads)
         row = {"round": number, **time_inference(Ticket.load(path), options.dataset, **how)}
         rows.append(row)
-        dense, small = row["inference_dense"], row["inference_compact"]
-        medians = row["inference_dense_median"] / row["inference_compact_median"]
-        print(
-            f"{path.name}: dense {1e3 * dense:.3f} ms, compacted {1e3 * small:.3f} ms, {dense / small:.2f}x (fastest of "
-            f"{options.repeats}; {medians:.2f}x of the medians; {options.threads} threads)",
-            flush=True,
-        )
+        print(f"{path.name}: {_times(row)}", flush=True)
     if is_folder:
         write_atomic(options.path / "inference.jsonl", to_lines(rows))
     return 0

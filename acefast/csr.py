@@ -88,6 +88,15 @@ class CSR:
         taken.entries = entry if self.entries is None else self.entries[entry]
         return taken
 
+    def columns(self, keep: Tensor) -> "CSR":
+        """The matrix of the columns with keep True (bool [cols]), in their order."""
+        kept = keep[self.col.long()]
+        count = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(kept, 0, out=count[1:])
+        number = torch.cumsum(keep, 0) - 1
+        shape = self.shape[0], int(keep.sum())
+        return CSR(count[self.rowptr], number[self.col[kept].long()].to(self.col.dtype), self.value[kept], shape)
+
     def to(self, device) -> "CSR":
         if torch.device(device) == self.device:
             return self

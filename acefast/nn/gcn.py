@@ -1,5 +1,6 @@
 """Graph convolution of Kipf and Welling (ICLR 2017) with masks on edges and weights, and the network made of it."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -174,6 +175,25 @@ class GCN(Network):
         c, c_self = self.layers[0].coefficients(graph, None, edge_keep)
         return graph.compact(edge_keep), {"coefficients": (None if c is None else c[edge_keep], c_self)}
 
+    def parts(self, width: int) -> list[tuple[Network, dict[str, tuple[slice, slice]]]]:
+        """Of two layers the last sum runs over hidden channels, which may be taken in groups."""
+        channels = self.layers[0].lin.out_features
+        if len(self.layers) != 2 or channels <= width:
+            return [(self, {})]
+        found = []
+        for begin in range(0, channels, width):
+            group, every = slice(begin, begin + width), slice(None)
+            places = {"layers.0.lin.weight": (group, every), "layers.1.lin.weight": (every, group)}
+            part = copy.deepcopy(self)
+            for (name, place), layer in zip(places.items(), part.layers, strict=True):
+                layer.lin.weight = nn.Parameter(self.get_parameter(name).detach()[place].contiguous())
+                layer.lin.out_features, layer.lin.in_features = layer.lin.weight.shape
+            if self.layers[0].bias is not None:
+                part.layers[0].bias = nn.Parameter(self.layers[0].bias.detach()[group].clone())
+                part.layers[1].bias = None if begin else part.layers[1].bias
+            found.append((part, places))
+        return found
+
     def forward(
         self,
         graph: Graph,
@@ -187,8 +207,9 @@ class GCN(Network):
         blocks: list[Block] | None = None,
         coefficients: tuple[Tensor | None, Tensor | None] | None = None,
     ) -> Tensor:  # logits [N, out_channels]
-        """`coefficients` of the layers (see :meth:`GCNConv.coefficients`), where they are known. With ``blocks`` of the same graph and edge_keep, x has the rows of the first one's sources and the logits are those
-        of the last one's destinations: the same numbers as those rows without."""
+        """With ``blocks`` of the same graph and edge_keep, x has the rows of the first one's sources and the logits are those
+        of the last one's destinations: the same numbers as those rows without. ``coefficients``: those of the layers, where
+        they are known."""
         first = self.layers[0]
         if blocks is None:
             shared = first.coefficients(graph, edge_mask, edge_keep) if coefficients is None else coefficients

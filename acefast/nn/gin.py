@@ -121,7 +121,9 @@ class GIN(Network):
 
     def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
         """The smaller graph, or the whole one with a selection where removed edges count in the means."""
-        return super().compact(graph, edge_keep) if self.layers[0].pruned == "absent" else (graph, {"edge_keep": graph.select(edge_keep)})
+        if self.layers[0].pruned == "absent":
+            return super().compact(graph, edge_keep)
+        return graph, {"edge_keep": graph.select(edge_keep)}
 
     def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""

@@ -40,6 +40,11 @@ class Network(nn.Module):
         once for many inferences: here the smaller graph, where removed edges do not exist."""
         return graph.compact(edge_keep), {}
 
+    def parts(self, width: int) -> "list[tuple[Network, dict[str, tuple[slice, slice]]]]":
+        """Networks whose logits add up to this one's, each of at most `width` hidden channels, and of which rows and columns of
+        this one's weights theirs are, by name; the network itself where it is no such sum."""
+        return [(self, {})]
+
     def maskable(self) -> dict[str, nn.Parameter]:
         """The weights that a search may prune, by parameter name."""
         return {f"layers.{i}.{name}": w for i, layer in enumerate(self.layers) for name, w in layer.maskable().items()}

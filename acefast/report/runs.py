@@ -18,7 +18,7 @@ except ModuleNotFoundError:
 NAMES = ("dataset", "backbone", "method", "preset", "axes")
 COUNTS = ("edges_kept", "edges_total", "weights_kept", "weights_total")
 AXES = ("edges", "weights")
-INFERENCE = ("inference_dense", "inference_compact", "inference_threads")
+INFERENCE = ("inference_dense", "inference_regrouped", "inference_compact", "inference_threads")
 # What stages tell of each axis, as <axis>_<name>, and how the values of a round are put together.
 DETAILS: dict[str, Callable] = {
     "exchanged": sum,  # elements erased and mined, in all ACE rounds
@@ -49,8 +49,8 @@ NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
 @dataclass(frozen=True)
 class Rung:
     """One round of a run: its counts, its accuracies (fractions), what it exchanged, how long it took, the multiply-accumulates
-    of one inference, seconds of one of the dense and of the compacted network on so many threads, where they were measured, and
-    details by name, such as edges_mined_rank (see DETAILS), those that the method has."""
+    of one inference, seconds of one of the dense network, of the same in compacted form and of the compacted one on so many
+    threads where they were measured, and details by name, such as edges_mined_rank (see DETAILS), those that the method has."""
 
     round: int
     edges_kept: int
@@ -65,6 +65,7 @@ class Rung:
     macs: int | None = None
     metric: str = "accuracy"  # what val and test are
     inference_dense: float | None = None
+    inference_regrouped: float | None = None
     inference_compact: float | None = None
     inference_threads: int | None = None
     details: dict[str, float] = field(default_factory=dict)
@@ -291,10 +292,11 @@ def check_inferences(lines) -> dict[int, dict]:
     """{round: its fields INFERENCE} of (place, line) pairs."""
     found = {}
     for place, line in lines:
-        k, (dense, compact, threads) = line.get("round"), map(line.get, INFERENCE)
-        if type(k) is not int or not all(_is_number(s) and s > 0 for s in (dense, compact)) or type(threads) is not int:
-            raise InputError(f"{place} must have a round and its {', '.join(INFERENCE)}, got {line}; measure again by acefast time")
-        found[k] = dict(zip(INFERENCE, (float(dense), float(compact), threads)))
+        k, (*seconds, threads) = line.get("round"), map(line.get, INFERENCE)
+        if type(k) is not int or not all(_is_number(s) and s > 0 for s in seconds) or type(threads) is not int:
+            names = ", ".join(INFERENCE)
+            raise InputError(f"{place} must have a round and its {names}, got {line}; measure again by acefast time")
+        found[k] = dict(zip(INFERENCE, (*map(float, seconds), threads)))
     return found
 
 

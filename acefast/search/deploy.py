@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import time
 from statistics import median
 
@@ -19,42 +20,66 @@ from acefast.search.rounds import build_model, load_data, prepare_data, using_th
 from acefast.search.transfer import settings_of
 
 
+WIDTH = 256  # hidden channels at a time: at Cora's size what they need stays in a core's cache (measured: 128 to 256 are best)
+
+
 class CompactNetwork(torch.nn.Module):
     """A pruned network for inference alone: the kept edges as a graph of their own, coefficients of edges made once, removed
-    weights 0, and those that meet sparse features as lists of the kept ones where `KeptWeights.pays`.
+    weights 0; of sparse features the columns that no kept weight reads fall away, and the weights are lists of the kept ones
+    where `KeptWeights.pays`; a wide network as a sum over groups of its hidden channels where it is one (`Network.parts`).
 
-    ``forward(x)`` gives the logits [N, classes] of the masked network, to the bit but for the order of additions in products
-    with dense inputs of another layout; ``predict(x)`` the classes [N]. x is as ``prepared`` data has it; the data's own
-    unless given. Made by :func:`compact`.
+    ``forward(x)`` gives the outputs [N, classes] of the masked network, to the bit but for the order of additions over groups;
+    ``predict(x)`` the classes [N]. x as the search sees it (``prepared``), the data's own unless given. Made by
+    :func:`compact`.
     """
 
     def __init__(self, model: Network, data: Dataset, pattern: Pattern):
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.graph, self.arguments = self.model.compact(data.graph, pattern.edges)
-        self.x, self.keeps = data.x, {}
-        for name, parameter in self.model.named_parameters():
-            keep = pattern.weights.get(name)
-            if keep is not None:
-                parameter.mul_(keep)
-            if isinstance(data.x, CSR) and parameter.dim() == 2 and parameter.size(1) == data.num_features:
-                parameter.data = parameter.data.t().contiguous().t()  # it is read column by column
-                if keep is not None and KeptWeights.pays(keep):
-                    kept = self.keeps[name] = KeptWeights(keep)
-                    kept.values = kept.listed(parameter)
-            elif keep is not None and not bool(keep.all()):
-                self.keeps[name] = keep
+        model = copy.deepcopy(model).eval()
+        self.graph, self.arguments = model.compact(data.graph, pattern.edges)
+        self.parts = torch.nn.ModuleList()
+        self.inputs = []  # of each part: its features, the columns that they are, the patterns that its forward is given
+        for part, places in model.parts(WIDTH):
+            keeps = {name: keep[places[name]] if name in places else keep for name, keep in pattern.weights.items()}
+            self.parts.append(part.requires_grad_(False))
+            self.inputs.append(_prepare(part, data.x, keeps))
 
     @torch.no_grad()
     def forward(self, x: Tensor | CSR | None = None) -> Tensor:
-        return self.model(self.graph, self.x if x is None else x, weight_keep=self.keeps, **self.arguments)
+        logits = []
+        for part, (own, columns, keeps) in zip(self.parts, self.inputs, strict=True):
+            h = own if x is None else x if columns is None else x.columns(columns)
+            logits.append(part(self.graph, h, weight_keep=keeps, **self.arguments))
+        return functools.reduce(torch.add, logits)
 
     def predict(self, x: Tensor | CSR | None = None) -> Tensor:
-        """The class of each node, int64 [N]."""
+        """The class of each node, int64 [N] (task node)."""
         return self(x).argmax(1)
 
 
-def compact(ticket: Ticket, dataset: Dataset | str | None = None, *, data_root: str = "", dense: bool = False) -> CompactNetwork:
+def _prepare(model: Network, x: Tensor | CSR, keeps: dict[str, Tensor]):
+    """Set removed weights to 0, bring the first layer's to the form in which sparse features are read fastest, and return
+    (features, the columns bool [F] that they are or None for all, patterns that the forward is to be given)."""
+    with torch.no_grad():
+        for name, keep in keeps.items():
+            model.get_parameter(name).mul_(keep)
+    first, name = model.layers[0].lin, "layers.0.lin.weight"
+    given = {other: keep.contiguous() for other, keep in keeps.items() if other != name and not bool(keep.all())}
+    if not isinstance(x, CSR):
+        return x, None, {**given, name: keeps[name]}
+    columns = keeps[name].any(0)
+    keep = keeps[name][:, columns]
+    first.weight = torch.nn.Parameter(first.weight[:, columns].t().contiguous().t(), requires_grad=False)
+    first.in_features = keep.size(1)
+    if KeptWeights.pays(keep):
+        given[name] = KeptWeights(keep)
+        given[name].values = given[name].listed(first.weight)
+    return x.columns(columns), columns, given
+
+
+def compact(
+    ticket: Ticket, dataset: Dataset | str | None = None, *, data_root: str = "", dense: bool = False
+) -> CompactNetwork:
     """The ticket's network, with the weights that the ticket holds (of an exported ticket the trained ones), for inference.
 
     ``dataset``: the data set or its name, the ticket's own unless given. ``dense`` keeps every edge and weight, for
@@ -83,21 +108,28 @@ def prepared(ticket: Ticket, dataset: Dataset | str | None, data_root: str) -> t
 def time_inference(
     ticket: Ticket, dataset: Dataset | str | None = None, *, data_root: str = "", repeats: int = 50, threads: int = 1
 ) -> dict:
-    """Seconds of an inference (the logits of all nodes) of the compacted network and of the dense one in the same form, on
-    the CPU, taken in turns, after one of each that does not count.
+    """Seconds of an inference (the logits of all nodes) on the CPU of three networks, taken in turns after one of each that
+    does not count: inference_dense, the unpruned network as the library's module runs it; inference_regrouped, the same in
+    the form of :class:`CompactNetwork`, so that what pruning itself brings can be told; inference_compact, the ticket's.
 
-    inference_dense and inference_compact are the fastest of ``repeats``, which a busy machine disturbs least; with _median
-    the medians; inference_threads the CPU threads. Raises InputError as :func:`compact` does.
+    Each is the fastest of ``repeats``, which a busy machine disturbs least; with _median the medians; inference_threads the
+    CPU threads. Raises InputError as :func:`compact` does.
     """
     if repeats < 1 or threads < 1:
         raise InputError(f"repeats and threads must be 1 or more, got {repeats} and {threads}")
-    networks = {name: compact(ticket, dataset, data_root=data_root, dense=name == "dense") for name in ("dense", "compact")}
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    with using_threads(threads):
+    config, data = prepared(ticket, dataset, data_root)
+    model = build_model(data, config).eval()
+    calls = {
+        "dense": lambda: model(data.graph, data.x),
+        "regrouped": compact(ticket, dataset, data_root=data_root, dense=True),
+        "compact": compact(ticket, dataset, data_root=data_root),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with using_threads(threads), torch.no_grad():
         for repeat in range(repeats + 1):
-            for name, network in networks.items():
+            for name, call in calls.items():
                 began = time.perf_counter()
-                network()
+                call()
                 if repeat:
                     seconds[name].append(time.perf_counter() - began)
     fastest = {f"inference_{name}": min(values) for name, values in seconds.items()}

@@ -44,7 +44,8 @@ class Run:
     def ticket_paths(self, every: int = 1) -> dict[int, Path]:
         """{round: file} of the tickets of every so many rounds and of the last, of a run in a folder."""
         last = len(self.rounds) - 1
-        return {number: self.store.ticket_path(number) for number in range(1, last + 1) if number % every == 0 or number == last}
+        chosen = [number for number in range(1, last + 1) if number % every == 0 or number == last]
+        return {number: self.store.ticket_path(number) for number in chosen}
 
     @classmethod
     def load(cls, path) -> "Run":

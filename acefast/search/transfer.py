@@ -37,12 +37,12 @@ def retrain_ticket(
     weights and repeats, to the bit where threads and versions are the same, what the search reported; with another seed it
     starts at that seed's fresh weights. Another backbone takes the ticket's edges alone, all of its own weights, and its
     preset's settings but for those in which the search deviated from its preset. ``dataset``: the data set or its name,
-    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network. ``shuffle`` is the control
-    of the masks: as many edges, and as many weights of each layer, are kept at random places, drawn by the seed.
+    the ticket's own unless given; it must have the ticket's graph. ``dense`` also trains the unpruned network. ``shuffle`` is
+    the control of the masks: as many edges, and as many weights of each layer, are kept at random places, drawn by the seed.
 
     The result: dataset, task, metric, backbone, seed, start ("rewind" or "fresh"), shuffled, edges_kept, edges_total,
-    weights_kept, weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test
-    (what the search reported), and dense_val and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises
+    weights_kept, weights_total, epochs, val, test (fractions of the metric), best_epoch, seconds, found_val and found_test (what the search
+    reported), and dense_val and dense_test where they were asked for. ``progress`` is called as by ``run_search``. Raises
     InputError for a ticket that does not fit.
     """
     return _train(ticket, dataset, seed, backbone, data_root, device, dense, shuffle, progress)[0]
@@ -66,7 +66,9 @@ def export_ticket(
     return Ticket(ticket.edge_keep, ticket.weight_keep, weights, {**ticket.metadata, "trained": trained})
 
 
-def _train(ticket, dataset, seed, backbone, data_root, device, dense, shuffle, progress) -> tuple[dict, dict[str, torch.Tensor]]:
+def _train(
+    ticket, dataset, seed, backbone, data_root, device, dense, shuffle, progress
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """(what ``retrain_ticket`` returns, the trained weights by name)."""
     if "trained" in ticket.metadata:
         raise InputError("this ticket was exported, its weights are trained ones: give the ticket that it was made from")

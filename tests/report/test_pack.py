@@ -9,7 +9,8 @@ from acefast.errors import InputError
 from acefast.report.pack import to_line
 
 EVENT = {"event": "imp", "edges_spread": 0.1 + 0.2, "edges_homophily_kept": 0.81, "edges_homophily_removed": 0.5}
-INFERENCE = {"round": 2, "inference_dense": 0.004, "inference_compact": 0.002, "inference_threads": 1}
+SECONDS = {"inference_dense": 0.005, "inference_regrouped": 0.004, "inference_compact": 0.002}
+INFERENCE = {"round": 2, **SECONDS, "inference_threads": 1}
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_a_pack_gives_the_report_of_its_folders(tmp_path, runs, capsys):
     assert capsys.readouterr().out == f"{file}: 12 runs; 12 new, 0 replaced, 0 kept\n"
     expected = text_and_rows([runs], tmp_path / "one")
     assert "0.810" in expected[0] and "homophily of kept" in expected[0]
-    assert "|    2 |     1 |       1 |    4.000 |        2.000 | 2.00x |      7.0 |      3,500 |" in expected[0]
+    assert "5.000 |        4.000 |        2.000 | 2.50x |        2.00x |      7.0 |      3,500 |" in expected[0]
     assert text_and_rows([file], tmp_path / "two") == expected
     line = json.loads(file.read_text().splitlines()[-1])
     assert (line["run"], line["environment"]) == ("pubmed-a2", {"data": "d1", "start": "s1", "torch": "2.13"})
@@ -96,7 +97,7 @@ def rung(k, **values):
         (rung(1, edges_kept=99_999), "line 1 rung 1: 99999 edges cannot be kept"),
         (rung(1, weights_total=5, weights_kept=1), "line 1 rung 1: weights_total must be"),
         (rung(1, edges_spread=-1), "line 1 rung 1: edges_spread must be a number"),
-        (rung(1, inference_dense=0.1), "line 1 rung 1 must have a round and its inference_dense, inference_compact"),
+        (rung(1, inference_dense=0.1), "line 1 rung 1 must have a round and its inference_dense, inference_regrouped"),
         (rung(0, seconds="1"), "line 1 rung 0 must have a round and its seconds"),
     ],
 )

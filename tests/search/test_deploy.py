@@ -36,7 +36,8 @@ def test_a_compacted_network_predicts_what_the_masked_one_does(tiny, backbone, s
     with torch.no_grad():
         expected = masked(data.graph, data.x, None, exported.edge_keep)
     network = compact(exported, tiny)
-    assert torch.equal(network(), expected) and torch.equal(network.predict(), expected.argmax(1))
+    assert torch.equal(network(), expected) and torch.equal(network(data.x), expected)
+    assert torch.equal(network.predict(), expected.argmax(1))
     if settings.get("pruned_edges") != "zeroed":
         assert network.graph.num_edges == int(exported.edge_keep.sum()) < data.graph.num_edges
     right = network.predict() == data.y
@@ -46,12 +47,25 @@ def test_a_compacted_network_predicts_what_the_masked_one_does(tiny, backbone, s
     assert not torch.equal(dense(), expected) and dense.graph.num_edges == data.graph.num_edges
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_network_is_the_sum_of_its_parts(tiny, monkeypatch, bias):
+    run = acefast.find_ticket(tiny, "gcn", "ugs", rounds=1, prune_weights=0.5, bias=bias, **{**SHORT, "hidden": 20})
+    ticket = export_ticket(run.ticket(1), tiny)
+    expected = compact(ticket, tiny)()
+    monkeypatch.setattr("acefast.search.deploy.WIDTH", 8)
+    network = compact(ticket, tiny)
+    assert [part.layers[0].lin.out_features for part in network.parts] == [8, 8, 4]
+    assert torch.allclose(network(), expected, atol=1e-6) and torch.equal(network.predict(), expected.argmax(1))
+    assert torch.equal(network(), compact(ticket, tiny)())
+
+
 def test_few_kept_weights_are_lists(tiny, monkeypatch):
     run = acefast.find_ticket(tiny, "gcn", "ugs", rounds=1, prune_weights=0.9, **SHORT)
     expected = compact(run.ticket(1), tiny)()
     monkeypatch.setattr("acefast.kept.KeptWeights.pays", lambda keep: True)
     network = compact(run.ticket(1), tiny)
-    assert network.keeps["layers.0.lin.weight"].values.numel() == int(run.ticket(1).weight_keep["layers.0.lin.weight"].sum())
+    name = "layers.0.lin.weight"
+    assert network.inputs[0][2][name].values.numel() == int(run.ticket(1).weight_keep[name].sum())
     assert torch.allclose(network(), expected, atol=1e-6)
 
 
@@ -72,7 +86,7 @@ def test_an_exported_ticket_predicts_the_same_in_a_fresh_process(finished, tmp_p
     command = [sys.executable, "-m", "acefast.cli", "predict", model, "--out", tmp_path / "logits.npy"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     trained = Ticket.load(model).metadata["trained"]
-    assert done.stdout == f"synthetic-cora: val {100 * trained['val']:.2f} %, test {100 * trained['test']:.2f} %\n"
+    assert done.stdout == f"synthetic-cora: accuracy val {100 * trained['val']:.2f} %, test {100 * trained['test']:.2f} %\n"
     there = np.load(tmp_path / "logits.npy", allow_pickle=False)
     assert there.dtype == np.float32 and there.tobytes() == here.tobytes()
     with pytest.raises(InputError, match="was exported"):
