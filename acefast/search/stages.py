@@ -1,5 +1,7 @@
 """Stages that several methods share: the dense baseline, pruning by trained masks, retraining the ticket."""
 
+import torch
+
 from acefast.pruning import AXES, Pattern, SoftMasks, prune, spread
 from acefast.search.search import Search
 from acefast.search.state import State
@@ -49,7 +51,7 @@ def imp(search: Search, state: State, epochs: int | None = None, keep_scores: bo
         fields |= _agreement(search, state, before, keep, mined, epochs)
     if keep_scores:
         state.put("before", before)
-        state.put("pruned by", scores)
+        state.put("pruned by", scores.map(torch.clone))  # a checkpoint holds no tensor twice
     state.put("keep", keep)
     log(search, state, "imp", **keep.counts(), **fields, **fit_fields(fit))
 

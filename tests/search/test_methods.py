@@ -44,7 +44,7 @@ def test_a_stopped_search_goes_on_to_the_same_history(tiny, tiny_config, tmp_pat
 
         return progress
 
-    config = tiny_config(method=method)
+    config = tiny_config(method=method, carry=0.5)
     whole = run_search(tiny, config)
     for count in (2, 1, 1):
         with pytest.raises(Stop):
