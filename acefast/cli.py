@@ -486,7 +486,9 @@ def inspect(args: list[str]) -> int:
 def _fit(ticket: Ticket, options: InspectOptions) -> dict:
     """What the ticket leaves of its graph; refuses another graph."""
     name = options.dataset or ticket.metadata.get("dataset")
-    data = load_dataset(name, options.data_root, keep_self_loops=ticket.metadata.get("preset") == "released")
+    released = ticket.metadata.get("preset") == "released"
+    features = ticket.metadata.get("settings", {}).get("features", "given")
+    data = load_dataset(name, options.data_root, keep_self_loops=released, features=features)
     if ticket.metadata.get("task") == "link" != data.task:
         data = split_links(data)
     graph = data.graph

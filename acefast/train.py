@@ -11,7 +11,7 @@ from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
 from acefast.kept import KeptWeights
-from acefast.nn import Network
+from acefast.nn import Network, state_of
 from acefast.optim import MaskedAdam
 from acefast.pruning import Pattern, SoftMasks
 from acefast.tasks import make_task
@@ -39,8 +39,8 @@ class Fit:
     """What a training gives: the metric (a fraction) at the best epoch, the first of highest validation metric.
 
     best_epoch counts from 0; val_loss is the task's loss on the validation split there; masks and weights are
-    copies from after that epoch's step (weights only where they were asked for; of existing elements only, the others are
-    as in the masks' start and the first weights); seed: that of the training.
+    copies from after that epoch's step (weights, with the buffers of ``nn.state_of``, only where they were asked for; of
+    existing elements only, the others are as in the masks' start and the first weights); seed: that of the training.
     """
 
     best_epoch: int
@@ -65,12 +65,13 @@ def train(
     fast: bool = True,
     until: Callable[[SoftMasks], bool] | None = None,
 ) -> Fit:
-    """Train ``model`` from the weights ``start`` on the existing elements of ``pattern`` (None: all of them).
+    """Train ``model`` from the weights and buffers ``start`` (by name, ``nn.state_of``) on the existing elements of
+    ``pattern`` (None: all of them).
 
     What is minimised and what it is judged by is the task of ``data`` (``acefast.tasks``). ``masks`` are trained along with the
     weights; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
     After each epoch the model is evaluated on the validation split without dropout and ``on_epoch(epoch, val)`` is called;
-    the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights.
+    the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights and buffers.
 
     ``fast`` computes what is needed and nothing else: removed weights have no gradient and no state (``MaskedAdam``),
     and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the outputs asked for depend on.
@@ -123,6 +124,15 @@ def _all_kept(keep: Tensor) -> bool:
     return bool(keep.all())
 
 
+def _rewound_buffers(model: torch.nn.Module, start: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's buffers of ``nn.state_of``, set to those of ``start``."""
+    parameters = dict(model.named_parameters())
+    buffers = {name: value for name, value in state_of(model).items() if name not in parameters}
+    for name, value in buffers.items():
+        value.copy_(start[name])
+    return buffers
+
+
 class _Straightforward:
     """Masks are parameters beside the weights, torch's Adam updates all of them, every node is computed.
 
@@ -137,6 +147,7 @@ class _Straightforward:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(start[name])
+            self.buffers = _rewound_buffers(model, start)
         edges = None if pattern is None or _all_kept(pattern.edges) else pattern.edges
         keeps = {} if pattern is None else {name: k for name, k in pattern.weights.items() if not _all_kept(k)}
         edge_mask = None if masks is None or masks.edges is None else masks.edges.requires_grad_()
@@ -149,7 +160,7 @@ class _Straightforward:
         if self.soft:
             groups.append({"params": self.soft, "lr": schedule.mask_lr, "weight_decay": schedule.mask_weight_decay})
         self.optimizer = torch.optim.Adam(groups, lr=schedule.lr, fused=True)
-        self.tracked = [t.detach() for t in (*self.soft, *self.parameters.values())]
+        self.tracked = [t.detach() for t in (*self.soft, *self.parameters.values(), *self.buffers.values())]
 
     def outputs(self, split: str, epoch: int = 0) -> Tensor:
         return at(self.model(*self.inputs, self.seed, epoch), self.nodes[split])
@@ -170,7 +181,7 @@ class _Straightforward:
         pass  # the model reads the tracked tensors themselves
 
     def finish(self):
-        return self.masks(), {name: p.detach().clone() for name, p in self.parameters.items()}
+        return self.masks(), {name: t.detach().clone() for name, t in (self.parameters | self.buffers).items()}
 
 
 class _Fast:
@@ -188,6 +199,7 @@ class _Fast:
         keeps = {} if pattern is None else pattern.weights
         self.lists, self.trained = {}, {}  # weights held as lists of the kept ones; what is trained, by parameter name
         with torch.no_grad():
+            self.buffers = _rewound_buffers(model, start)
             for name, p in self.parameters.items():
                 p.data = start[name].clone()
                 self.trained[name] = p
@@ -215,7 +227,7 @@ class _Fast:
                            "l1": schedule.s1})  # fmt: skip
         self.optimizer = MaskedAdam([group for group in groups if group["params"]])
         self.leaves = [*self.trained.values(), *([] if self.edge_mask is None else [self.edge_mask])]
-        self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)]
+        self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)] + list(self.buffers.values())
         self.parts = {}
 
     def outputs(self, split: str, epoch: int = 0) -> Tensor:
@@ -268,4 +280,4 @@ class _Fast:
         for name, p in self.parameters.items():
             weights[name] = self._whole(name, p, self.optimizer.factors(self.trained[name])[0], self.start[name])
             p.data = weights[name].clone()
-        return masks, weights
+        return masks, weights | {name: value.clone() for name, value in self.buffers.items()}

@@ -11,7 +11,7 @@ from acefast.data.npz import load_npz
 from acefast.data.ogb import OGB, load_ogb
 from acefast.data.planetoid import PUBLISHED, load_planetoid
 from acefast.data.synthetic import synthetic_citation
-from acefast.data.twin import PREFIX, TWINS, load_twin
+from acefast.data.twin import PREFIX, TWINS, load_twin, twin_of
 from acefast.errors import InputError
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "load_twin",
     "split_links",
     "synthetic_citation",
+    "twin_of",
 ]
 
 DATASETS = (*PUBLISHED, *OGB, "synthetic-cora", *(PREFIX + name for name in TWINS))

@@ -150,6 +150,11 @@ def load_twin(name: str, seed: int = 0, *, add_self_loops: bool | None = None) -
     )
 
 
+def twin_of(name: str) -> str:
+    """The data set that `name` is a twin of, `name` itself where it is none."""
+    return name.split(":")[1] if name.startswith(PREFIX) else name
+
+
 def _parsed(name: str) -> tuple[Twin, float]:
     _, dataset, *scale = name.split(":")
     try:

@@ -7,9 +7,11 @@ from acefast.nn.gcn import GCN, GCNConv
 from acefast.nn.gen import GENConv, MessageNorm, ResGCN
 from acefast.nn.gin import GIN, GINConv
 from acefast.nn.linear import MaskedLinear
-from acefast.nn.network import Network
+from acefast.nn.network import Network, state_of
+from acefast.nn.resgcn import DeeperGCN
+from acefast.nn.sage import SAGE
 
-BACKBONES = {"gcn": GCN, "gin": GIN, "gat": GAT}
+BACKBONES = {"gcn": GCN, "gin": GIN, "gat": GAT, "sage": SAGE, "resgcn": DeeperGCN}
 
 
 def build(backbone: str, in_channels: int, out_channels: int, seed: int = 0, **settings):
@@ -27,6 +29,8 @@ __all__ = [
     "GAT",
     "GCN",
     "GIN",
+    "SAGE",
+    "DeeperGCN",
     "GATConv",
     "GCNConv",
     "GENConv",
@@ -37,4 +41,5 @@ __all__ = [
     "ResGCN",
     "build",
     "dropout",
+    "state_of",
 ]

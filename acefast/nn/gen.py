@@ -127,7 +127,9 @@ class GENConv(nn.Module):
         weight_masks: Mapping[str, Tensor] | None = None,  # float, by the names of maskable()
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by the names of maskable()
         mask_grad: str = "kept",
+        encoder: tuple[Tensor, Tensor] | None = None,  # [out_channels, D] and [out_channels], of edge_attr [E, D]
     ) -> Tensor:  # [N, out_channels]
+        """`encoder` takes the place of lin_edge."""
         masks, keeps = weight_masks or {}, weight_keep or {}
 
         def linear(name, h):
@@ -136,13 +138,12 @@ class GENConv(nn.Module):
         x_src, x_dst = x if isinstance(x, tuple) else (x, x)
         graph = as_graph(edge_index, (x_src.size(0), x_dst.size(0)))
         source = linear("lin_src", x_src) if hasattr(self, "lin_src") else x_src
-        encoder = (None, None)
         if edge_attr is not None:
             edge_attr = edge_attr.to(source.dtype)
-            if hasattr(self, "lin_edge"):
+            if encoder is None and hasattr(self, "lin_edge"):
                 encoder = self._encoder(masks, keeps)
         y = ops.gen(
-            graph, source, edge_attr, *encoder, mask=edge_mask, keep=edge_keep, aggr=self.aggr, t=self.aggr_module.t,
+            graph, source, edge_attr, *(encoder or (None, None)), mask=edge_mask, keep=edge_keep, aggr=self.aggr, t=self.aggr_module.t,
             p=self.aggr_module.p, s=self.sum_power, eps=self.eps, mask_grad=mask_grad, pruned=self.pruned,
         )  # fmt: skip
         if hasattr(self, "msg_norm"):

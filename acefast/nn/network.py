@@ -8,11 +8,19 @@ from acefast.nn.edges import part_of
 from acefast.random import generator
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and those buffers of its state_dict that are floating-point, such as the running statistics of a batch
+    norm, by name and sharing memory: what a training starts from, changes and goes back to."""
+    saved = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
+    return {name: p.detach() for name, p in model.named_parameters()} | buffers
+
+
 class Network(nn.Module):
     """Masked layers in ``layers``, each with ``maskable()``, ``reset_parameters(generator)`` and ``macs``.
 
     A search needs of a network: named parameters, ``maskable()``, the forward of :class:`acefast.nn.GCN`, and optionally
-    ``blocks`` and ``macs``.
+    ``blocks`` and ``macs``; what `state_of` gives is rewound and kept together.
     """
 
     layers: nn.ModuleList

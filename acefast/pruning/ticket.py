@@ -3,7 +3,7 @@
 File format, version 1: one safetensors file with
     edge_keep            uint8 [ceil(E / 8)]   edge e of the caller's order is bit e % 8 of byte e // 8; spare bits 0
     weight_keep/<name>   uint8 [ceil(n / 8)]   the same over the flattened weight <name>
-    rewind/<name>        float [shape]         the parameter before training
+    rewind/<name>        float [shape]         the parameter or buffer before training
 and one metadata entry "acefast.ticket": JSON with format, edges, weights {name: shape}, metadata and digest, the
 SHA-256 of all the rest. The same content gives the same bytes.
 """
@@ -34,7 +34,7 @@ class Ticket:
 
     edge_keep    bool [E]            edges kept, in the order of the graph's edge_index
     weight_keep  {name: bool}        weights kept, one mask per masked parameter, in its shape
-    rewind       {name: float}       every parameter at its start
+    rewind       {name: float}       every parameter, and what buffers the training changes, at its start
     metadata     JSON values         dataset, fingerprint (`Graph.fingerprint()` of the graph), backbone, method,
                                      preset, axes, round, seed, val, test, config_hash, acefast_version, and more
 
@@ -106,16 +106,16 @@ class Ticket:
             )
 
     def check_model(self, model: nn.Module) -> None:
-        """Raises InputError where a parameter is missing on either side or has another shape."""
-        parameters = dict(model.named_parameters())
-        missing, surplus = sorted(self.rewind.keys() - parameters), sorted(parameters.keys() - self.rewind.keys())
+        """Raises InputError where a parameter is missing on either side, a buffer in the model, or one has another shape."""
+        parameters, state = dict(model.named_parameters()), model.state_dict()
+        missing, surplus = sorted(self.rewind.keys() - state), sorted(parameters.keys() - self.rewind.keys())
         if missing or surplus:
             what = f"has no parameter {missing[0]}" if missing else f"has the parameter {surplus[0]}, not in the ticket"
             raise InputError(f"the ticket does not fit this model: the model {what}; build the backbone of the ticket")
         for name, value in self.rewind.items():
-            if parameters[name].shape != value.shape:
+            if state[name].shape != value.shape:
                 raise InputError(
-                    f"the ticket does not fit this model: {name} has shape {list(parameters[name].shape)} in the model "
+                    f"the ticket does not fit this model: {name} has shape {list(state[name].shape)} in the model "
                     f"and {list(value.shape)} in the ticket; build the model with the ticket's sizes"
                 )
 
@@ -128,10 +128,10 @@ class Ticket:
 
         Raises InputError, and changes nothing, where a parameter is missing on either side or has another shape.
         """
-        parameters = dict(model.named_parameters())
+        parameters, state = dict(model.named_parameters()), model.state_dict()
         self.check_model(model)
         for name, value in self.rewind.items():
-            parameters[name].copy_(value)
+            state[name].copy_(value)
         for name, keep in self.weight_keep.items():
             owner = model.get_submodule(name.rpartition(".")[0])
             keep = keep.to(parameters[name].device)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from acefast.data import twin_of
 from acefast.errors import InputError
 from acefast.pruning import find_score
 
@@ -20,7 +21,7 @@ except ModuleNotFoundError:
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 
-Backbone = Literal["gcn", "gin", "gat"]
+Backbone = Literal["gcn", "gin", "gat", "sage", "resgcn"]
 Preset = Literal["paper", "best", "released"]
 Axes = Literal["joint", "edges", "weights"]
 Task = Literal["node", "link"]
@@ -34,12 +35,14 @@ class SearchConfig:
     """Data set: cora, citeseer, pubmed, synthetic-cora, or a file NAME.npz of your own graph (its keys: README)."""
     data_root: str = ""
     """Folder of the data files (not part of the configuration's hash)."""
+    features: Literal["given", "fastrp"] = "given"
+    """Features of the nodes: the data set's own, or an embedding of the graph alone (FastRP, 128 columns)."""
     variant: str = ""
     """Name that reports give to these settings (not part of the configuration's hash)."""
     task: Task = "node"
     """What is learned: node, the labels of the nodes, or link, which nodes are joined, on a split of the edges."""
     backbone: Backbone = "gcn"
-    """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them)."""
+    """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them), sage (GraphSAGE with the mean), resgcn (DeeperGCN)."""
     method: str = "ace"
     """Search method: dense (the baseline alone), random, ugs (prunes by trained masks), gebt (early-bird), ace (also exchanges);
     the controls ugs-epochs and ugs-best (ACE's epochs, ACE's choice of the best), ace-random (random exchange); from Python also a name that was
@@ -63,21 +66,39 @@ class SearchConfig:
     heads: int = 8
     """Attention heads of the hidden layers of gat."""
     dropout: float = 0.5
-    """Dropout probability in [0, 1): after each hidden layer of gcn, each layer of gin; on inputs and attention of gat."""
+    """Dropout probability in [0, 1): after each hidden layer of gcn and sage, each layer of gin; on inputs and attention of gat; on
+    the input of each layer of resgcn but the first."""
     bias: bool = False
     """gcn: whether the layers have a bias (never masked)."""
     self_loops: bool = True
     """gcn: whether the layers add a self-loop to each node; added loops carry no mask (those of gat are edges)."""
     degrees: Literal["masked", "static", "none"] = "masked"
     """gcn: normalisation of the sum, by masked degrees, by degrees of the whole graph, or none (raw neighbour sum)."""
+    aggr: Literal["softmax", "softmax_sg", "softmax_sum", "power", "mean", "max", "sum"] = "softmax_sg"
+    """resgcn: aggregation of GENConv; softmax_sg lets no gradient through the softmax's weights."""
+    t: float = 0.1
+    """resgcn: (inverse) temperature of the softmax aggregations, or its start where it is learned."""
+    learn_t: bool = False
+    """resgcn: whether each layer learns its t."""
+    mlp_layers: int = 1
+    """resgcn: linear maps in each layer's MLP, 1 or 2, all of them masked."""
+    norm: Literal["batch", "layer"] = "batch"
+    """resgcn: normalisation before each layer and within its MLP; evaluation takes the running statistics of batch."""
+    edge_features: bool = True
+    """resgcn: whether features of the edges, where the data have them, enter the messages by linear encoders."""
+    recompute: Literal["auto", "yes", "no"] = "auto"
+    """resgcn: whether backward computes a layer's activations again in place of keeping them, which gives the same to the bit; auto:
+    where acefast plan sees that they do not fit otherwise (not part of the configuration's hash)."""
     pruned_edges: Literal["absent", "zeroed"] = "absent"
-    """Whether a pruned edge does not exist or has mask 0. Zeroed, it stays in the mean of gin, and for gat it has logit 0 and
-    passes its message, as in the released code; the two coincide for gcn."""
+    """Whether a pruned edge does not exist or has mask 0. Zeroed, it stays in the mean of gin and sage and in the softmax of resgcn,
+    and for gat it has logit 0 and passes its message, as in the released code; the two coincide for gcn."""
     row_normalise: bool = True
     """Whether each node's features are divided by their sum."""
 
     lr: float = 0.008
     """Learning rate of Adam on the weights."""
+    fix_lr: float = 0.008
+    """Learning rate in retraining with frozen masks, and of the dense baseline; lr unless given."""
     weight_decay: float = 8e-5
     """Weight decay (L2, inside Adam) on the weights."""
     mask_lr: float = 0.008
@@ -152,6 +173,8 @@ class SearchConfig:
     @classmethod
     def from_dict(cls, values: dict) -> "SearchConfig":
         """The record of ``to_dict``; raises :class:`InputError` for a key or a value that is not a setting's."""
+        if "lr" in values:  # records from before the setting existed
+            values = {"fix_lr": values["lr"], **values}
         config = cls(**_checked(values))
         _check_combination(config)
         return config
@@ -162,7 +185,8 @@ class SearchConfig:
         Settings LATER than version 1 of the run folder count where they are not at their default alone, so that folders from
         before them stay valid."""
         values = {key: value for key, value in self.to_dict().items() if key not in UNHASHED}
-        values = {key: value for key, value in values.items() if key not in LATER or value != FIELDS[key].default}
+        defaults = {key: FIELDS[key].default for key in LATER} | {"fix_lr": self.lr}
+        values = {key: value for key, value in values.items() if key not in LATER or value != defaults[key]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "SearchConfig") -> list[str]:
@@ -171,8 +195,8 @@ class SearchConfig:
         return [key for key in mine if key not in UNHASHED and mine[key] != theirs[key]]
 
 
-UNHASHED = ("data_root", "variant")
-LATER = ("task", "embedding")
+UNHASHED = ("data_root", "variant", "recompute")
+LATER = ("task", "embedding", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr")
 FIXED_BY_RELEASED = (
     "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau standardise pruned_edges".split()
 )
@@ -184,16 +208,18 @@ def resolve_config(
 ) -> SearchConfig:
     """Fill a :class:`SearchConfig` from the preset's tables and ``overrides`` (those that are None count as not given).
 
-    Later tables of ``presets/<preset>.toml`` win over earlier ones and overrides over all. Raises :class:`InputError`
+    Later tables of ``presets/<preset>.toml`` win over earlier ones and overrides over all; a generated twin takes the tables of its
+    data set. Raises :class:`InputError`
     for unknown names, values out of range, and combinations that are not possible.
     """
     given = {key: value for key, value in overrides.items() if value is not None}
     task = given.pop("task", FIELDS["task"].default)
     chosen = dict(dataset=dataset, task=task, backbone=backbone, method=method, preset=preset)
     _checked({**chosen, **given})
-    settings = dict(chosen)
+    settings, facts = dict(chosen), chosen | given | {"dataset": twin_of(dataset)}
     for table in _preset_tables(preset):
-        if all(chosen[key] in (value if isinstance(value, list) else [value]) for key, value in table.get("when", {}).items()):
+        when = {key: value if isinstance(value, list) else [value] for key, value in table.get("when", {}).items()}
+        if all(facts.get(key) in values for key, values in when.items()):
             settings.update({key: value for key, value in table.items() if key != "when"})
     if preset == "released":
         for key in FIXED_BY_RELEASED:
@@ -201,6 +227,7 @@ def resolve_config(
                 raise InputError(f"preset released has no setting {key}: leave it away or use preset paper")
     settings.update(given)
     settings.setdefault("mask_lr", settings["lr"])
+    settings.setdefault("fix_lr", settings["lr"])
     settings.setdefault("mask_weight_decay", settings["weight_decay"])
     settings.setdefault("threads", torch.get_num_threads())
     if method == "dense":
@@ -252,8 +279,10 @@ RANGES = {
     **_range("dropout prune_edges prune_weights carry", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
     **_range("stop_overlap", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    **_range("lr mask_lr", lambda v: 0 < v < float("inf"), "greater than 0"),
+    **_range("lr mask_lr fix_lr", lambda v: 0 < v < float("inf"), "greater than 0"),
     **_range("weight_decay mask_weight_decay s1 s2 mask_noise tau", lambda v: 0 <= v < float("inf"), "0 or more"),
+    **_range("mlp_layers", lambda v: v in (1, 2), "1 or 2"),
+    "t": (lambda v: v == v and abs(v) < float("inf"), "finite"),
     **_range("device", lambda v: v == "cpu" or v.split(":")[0] == "cuda", "cpu or cuda"),
 }
 

@@ -86,7 +86,9 @@ def find_ticket(dataset, model="gcn", method="ace", config=None, *, out=None, pr
 
 def load_data(config: SearchConfig) -> Dataset:
     """The data set that the configuration names; with its files' self-loops where the released code counts them."""
-    return load_dataset(config.dataset, config.data_root or None, keep_self_loops=config.preset == "released")
+    return load_dataset(
+        config.dataset, config.data_root or None, keep_self_loops=config.preset == "released", features=config.features
+    )
 
 
 def _released(config: SearchConfig) -> bool:
@@ -97,9 +99,9 @@ def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
     """The data and the first weights that ``config`` (or ``model``) describes, on its device, ready to train."""
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {config.device} was asked for and torch finds no CUDA device here: use device cpu")
-    data = prepare_data(dataset, config)
+    data = prepare_data(dataset, config).to(config.device)
     model = build_model(data, config) if model is None else model
-    return Search(config, data.to(config.device), model.to(config.device), _Counted(progress))
+    return Search(config, data, model.to(config.device), _Counted(progress))
 
 
 class _Counted:
@@ -138,7 +140,12 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
         "gcn": dict(bias=config.bias, self_loops=config.self_loops, degrees=config.degrees),
         "gin": dict(pruned=pruned),
         "gat": dict(pruned=pruned, heads=config.heads),
-    }[config.backbone]
+        "sage": dict(pruned=pruned),
+        "resgcn": dict(
+            aggr=config.aggr, t=config.t, learn_t=config.learn_t, mlp_layers=config.mlp_layers, norm=config.norm,
+            edge_attr=data.edge_attr if config.edge_features else None, pruned=pruned, recompute=config.recompute == "yes",
+        ),
+    }[config.backbone]  # fmt: skip
     outputs = config.embedding if config.task == "link" else data.num_classes
     return nn.build(
         config.backbone, data.num_features, outputs, seed=config.seed if seed is None else seed,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from acefast import ops
 from acefast.data import Dataset
+from acefast.nn import state_of
 from acefast.pruning import AXES, Pattern, SoftMasks, find_score, score, standardise
 from acefast.random import generator, named_seed
 from acefast.search.config import SearchConfig
@@ -18,7 +19,7 @@ from acefast.train import Fit, Schedule, at, train
 
 @dataclass(eq=False)
 class Search:
-    """A search in progress. ``start`` holds the first weights (rewind weights) by parameter name.
+    """A search in progress. ``start`` holds the first weights (rewind weights) and buffers by name (``nn.state_of``).
 
     A stage draws all its random numbers from generators named after the seed, the round and the stage, so a stage
     that was interrupted is simply run again.
@@ -31,13 +32,13 @@ class Search:
     start: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self):
-        self.start = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.start = {name: value.clone() for name, value in state_of(self.model).items()}
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """Set the model's weights to the first ones."""
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(self.start[name])
+        """Set the model's weights and buffers to the first ones."""
+        for name, value in state_of(self.model).items():
+            value.copy_(self.start[name])
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class Search:
     def retrain(self, state: State, stage: str, pattern: Pattern | None) -> Fit:
         """Train the first weights with frozen masks for ``fix_epochs``."""
         c = self.config
-        schedule = Schedule(c.fix_epochs, c.lr, c.weight_decay)
+        schedule = Schedule(c.fix_epochs, c.fix_lr, c.weight_decay)
         return self._train(state, stage, stage, schedule, pattern, None)
 
     def train_masks(
@@ -114,8 +115,8 @@ class Search:
         with them. Without dropout and L1 terms; what it says of kept elements is of no use."""
         start = {name: fit.weights[name] * m for name, m in fit.masks.weights.items()}
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(start.get(name, fit.weights[name]))
+            for name, value in state_of(self.model).items():
+                value.copy_(start.get(name, fit.weights[name]))
         self.model.eval()
         predicted = "edges" in self.axes and find_score(self._edge_score()).needs == ("predictions",)
         edges = None if fit.masks.edges is None or predicted else fit.masks.edges.clone().requires_grad_()
@@ -164,8 +165,8 @@ class Search:
     def _at_best(self, fit: Fit, masks: SoftMasks, pattern: Pattern) -> Tensor:
         """The model's output for every node at the fit's best epoch, without dropout."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(fit.weights[name])
+            for name, value in state_of(self.model).items():
+                value.copy_(fit.weights[name])
         self.model.eval()
         return self.model(self.data.graph, self.data.x, masks.edges, pattern.edges, masks.weights, pattern.weights)
 
