@@ -10,6 +10,7 @@ from acefast.data.links import split_links
 from acefast.data.npz import load_npz
 from acefast.data.ogb import OGB, load_ogb
 from acefast.data.planetoid import PUBLISHED, load_planetoid
+from acefast.data.sizes import Sizes
 from acefast.data.synthetic import synthetic_citation
 from acefast.data.twin import PREFIX, TWINS, load_twin, twin_of
 from acefast.errors import InputError
@@ -17,6 +18,7 @@ from acefast.errors import InputError
 __all__ = [
     "DATASETS",
     "Dataset",
+    "Sizes",
     "check_name",
     "download_planetoid",
     "fastrp",

@@ -86,7 +86,7 @@ def load_twin(name: str, seed: int = 0, *, add_self_loops: bool | None = None) -
 
     Raises InputError for a name that is none of these.
     """
-    twin, scale = _parsed(name)
+    twin, scale = parsed(name)
     if add_self_loops and not twin.self_loops:
         raise InputError(f"{name}: self-loops are added to the twin of ogbn-arxiv alone, leave add_self_loops out")
     n = max(16, round(twin.nodes * scale))
@@ -155,7 +155,8 @@ def twin_of(name: str) -> str:
     return name.split(":")[1] if name.startswith(PREFIX) else name
 
 
-def _parsed(name: str) -> tuple[Twin, float]:
+def parsed(name: str) -> tuple[Twin, float]:
+    """What "twin:DATASET[:SCALE]" names; raises InputError for another name."""
     _, dataset, *scale = name.split(":")
     try:
         twin, scale = TWINS[dataset], float(*scale) if scale else 1.0

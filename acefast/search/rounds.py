@@ -20,6 +20,7 @@ from acefast.search import released
 from acefast.search.config import UNHASHED, SearchConfig, resolve_config
 from acefast.search.folder import Folder, Memory
 from acefast.search.methods import find_method
+from acefast.search.plan import check_device, look_ahead
 from acefast.search.run import Run
 from acefast.search.search import Search
 from acefast.search.stages import dense as dense_stage
@@ -97,9 +98,10 @@ def _released(config: SearchConfig) -> bool:
 
 def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
     """The data and the first weights that ``config`` (or ``model``) describes, on its device, ready to train."""
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {config.device} was asked for and torch finds no CUDA device here: use device cpu")
+    check_device(config.device)
     data = prepare_data(dataset, config).to(config.device)
+    if config.backbone == "resgcn" and config.recompute == "auto":
+        config = look_ahead(config, data).config
     model = build_model(data, config) if model is None else model
     return Search(config, data, model.to(config.device), _Counted(progress))
 
