@@ -1,4 +1,4 @@
-"""The command line: acefast search | grid | demo | report | pack | inspect | retrain | export | predict | time | env.
+"""The command line: acefast search | plan | grid | demo | report | pack | inspect | retrain | export | predict | time | env.
 
 Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
 """
@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -26,19 +26,21 @@ from rich.table import Table
 
 import acefast
 from acefast import report
-from acefast.data import download_planetoid, load_dataset, split_links
+from acefast.data import Dataset, Sizes, download_planetoid, load_dataset, split_links
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.grid import run_grid
 from acefast.ops import backend
-from acefast.progress import SearchProgress
+from acefast.progress import SearchProgress, clock
 from acefast.pruning.ticket import Ticket
 from acefast.search import (
+    Machine,
     Run,
     SearchConfig,
     compact,
     export_ticket,
     load_data,
+    look_ahead,
     resolve_config,
     retrain_ticket,
     run_search,
@@ -47,11 +49,14 @@ from acefast.search import (
 from acefast.search.config import Backbone
 from acefast.search.deploy import prepared
 from acefast.search.folder import to_lines
+from acefast.search.plan import check_device
+from acefast.search.rounds import using_threads
 from acefast.tasks import make_task
 
 # The default job: small enough for two cores and a few minutes, all else as in preset paper.
 DEMO = dict(dataset="synthetic-cora", rounds=5, mask_epochs=100, fix_epochs=100, ace_epochs=10, ace_rounds=3)
 DEMO_METHODS = ("dense", "ugs", "ace")
+PLANNED_EDGES = 10**6  # from here on a search begins with its plan
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,24 @@ class SearchOptions:
     settings: Annotated[SearchConfig, tyro.conf.arg(name="", help="Settings of the search.")]
     download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Fetch the files of cora, citeseer or pubmed that --data-root lacks, and check their SHA-256."""
+    memory_limit: str | None = None
+    """Memory that the run may take, such as 16GB; what the machine (or the GPU) has unless given. A run that is planned to need
+    more is refused."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Tell the memory and the time of a search before it runs: bytes by part at the peak, seconds of an epoch.
+
+    Takes the settings of acefast search. Known data sets and generated twins are not loaded; times are estimates, from this machine's
+    speed at a copy and a product. Exit status 2 where the search does not fit, with what would.
+    """
+
+    settings: Annotated[SearchConfig, tyro.conf.arg(name="", help="Settings of the search.")]
+    memory_limit: str | None = None
+    """Memory that the run may take, such as 16GB; what the machine (or the GPU) has unless given."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON."""
 
 
 @dataclass(frozen=True)
@@ -345,26 +368,86 @@ def _sentence(boxed: str) -> str:
     return " ".join(parts[0]).removesuffix(".")
 
 
-def search(args: list[str]) -> int:
+def _resolved(options_class, command: str, args: list[str], *first) -> tuple:
+    """(options, configuration) of a command with the settings of a search, `first` standing before them in its options."""
     names = {key: _given(args, key) for key in ("dataset", "task", "backbone", "method", "preset")}
     defaults = resolve_config(**{key: value for key, value in names.items() if value is not None})
-    options = parse(SearchOptions, "search", args, SearchOptions(tyro.MISSING, defaults))
+    options = parse(options_class, command, args, options_class(*first, defaults))
     flags = {arg.split("=", 1)[0].replace("_", "-") for arg in args}
     given = {
         field.name: getattr(options.settings, field.name)
         for field in fields(SearchConfig)
         if not flags.isdisjoint(f"--{no}{field.name.replace('_', '-')}" for no in ("", "no-"))
     }
-    config = resolve_config(**given)
+    return options, resolve_config(**given)
+
+
+def search(args: list[str]) -> int:
+    options, config = _resolved(SearchOptions, "search", args, tyro.MISSING)
     console = Console()
     if options.download:
         for path in download_planetoid(config.dataset, config.data_root):
             console.print(f"fetched {path}", soft_wrap=True, highlight=False)
-    was_complete = run(config, options.out, console)
+    data = None if Sizes.named(config.dataset, config.features) else load_data(config)
+    ahead = _outlook(config, data, options.memory_limit)
+    if ahead.sizes.edges >= PLANNED_EDGES:
+        _show_plan(console, ahead)
+    ahead.check()
+    was_complete = run(ahead.config, options.out, console, data)
     if was_complete:
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
     finish(console, [options.out], None)
     return 0
+
+
+def plan(args: list[str]) -> int:
+    options, config = _resolved(PlanOptions, "plan", args)
+    data = None if Sizes.named(config.dataset, config.features) else load_data(config)
+    ahead = _outlook(config, data, options.memory_limit, measure=True)
+    if options.json:
+        facts = {"bytes": ahead.plan.bytes, "limit": ahead.limit, **asdict(ahead.plan), "sizes": asdict(ahead.sizes)}
+        print(json.dumps(facts, indent=1))
+    else:
+        _show_plan(_console(), ahead)
+    ahead.check()
+    return 0
+
+
+def _outlook(config: SearchConfig, data, memory_limit: str | None, measure: bool = False):
+    """The outlook of a search, its data loaded or None; times where `measure` or where the graph is large."""
+    sizes = data or Sizes.named(config.dataset, config.features)
+    large = (sizes.graph.num_edges if data else sizes.edges) >= PLANNED_EDGES
+    check_device(config.device)
+    with using_threads(config.threads):
+        machine = Machine.measure(config.device) if measure or large else None
+    return look_ahead(config, sizes, None if memory_limit is None else _bytes(memory_limit), machine)
+
+
+def _show_plan(console: Console, ahead) -> None:
+    plan, sizes, config = ahead.plan, ahead.sizes, ahead.config
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for part, size in plan.parts.items():
+        table.add_row(f"  {part}", f"{size / 1e9:8.3f} GB")
+    again = ", activations recomputed" if plan.recompute else ""
+    console.print(
+        f"plan: {config.dataset} with {sizes.nodes:,} nodes and {sizes.edges:,} edges, {config.backbone} with {config.layers} layers of "
+        f"{config.hidden}{again}: {plan.bytes / 1e9:.3g} GB at the peak, {ahead.limit / 1e9:.3g} GB are there",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(table, highlight=False)
+    console.print(
+        f"  an epoch takes about {plan.seconds:.3g} s at full density, {plan.epochs:,} of them at most {clock(plan.epochs * plan.seconds)}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _bytes(text: str) -> int:
+    """The bytes of 16GB, 512MB, 1.5GiB, 512MiB."""
+    units = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)", text)
+    if parts is None:
+        raise InputError(f"--memory-limit must be a size such as 16GB or 512MiB, got {text!r}")
+    return int(float(parts[1]) * units[parts[2]])
 
 
 def grid(args: list[str]) -> int:
@@ -399,9 +482,9 @@ def demo(args: list[str]) -> int:
     return 0
 
 
-def run(config: SearchConfig, out: Path, console: Console) -> bool:
-    """Search with progress shown; True where the folder already was complete."""
-    data = load_data(config)
+def run(config: SearchConfig, out: Path, console: Console, data: Dataset | None = None) -> bool:
+    """Search with progress shown, on `data` or what the configuration names; True where the folder already was complete."""
+    data = load_data(config) if data is None else data
     console.print(
         f"{config.method}: {'links of ' * (config.task == 'link')}{config.dataset} with {data.num_nodes:,} nodes and "
         f"{data.graph.num_edges:,} edges, "
@@ -666,6 +749,7 @@ def _console() -> Console:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "search": ("search for a winning ticket in a graph and a network", search),
+    "plan": ("memory and time of a search, before it runs", plan),
     "grid": ("many searches from one file of settings, some at a time", grid),
     "demo": ("dense, UGS and ACE-GLT on a generated graph, in minutes and without data", demo),
     "report": ("table and plot of accuracy over sparsity of runs", report_),

@@ -12,12 +12,13 @@ from acefast.data.twin import PREFIX, SPECIES, TWINS, parsed
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts of a data set: nodes, directed edges, columns of x (0: none), of edge_attr and of the logits; the bytes of features,
-    labels, splits; and whether both directions of the graph share their arrays."""
+    """Counts of a data set: nodes, directed edges, columns of x (0: none) and its stored entries, columns of edge_attr and of the
+    logits; the bytes of features, labels, splits; and whether both directions of the graph share their arrays."""
 
     nodes: int
     edges: int
     columns: int
+    entries: int
     outputs: int
     edge_columns: int
     feature_bytes: int
@@ -31,7 +32,10 @@ class Sizes:
         held = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
         edge_columns = 0 if data.edge_attr is None else data.edge_attr.shape[1]
         shared = data.graph.row is data.graph.col
-        return cls(data.num_nodes, data.graph.num_edges, data.num_features, max(1, data.num_classes), edge_columns, held, shared)
+        entries = x[-1].numel() if data.x is not None else 0
+        return cls(
+            data.num_nodes, data.graph.num_edges, data.num_features, entries, max(1, data.num_classes), edge_columns, held, shared
+        )
 
     @classmethod
     def named(cls, name: str, features: str = "given") -> "Sizes | None":
@@ -39,11 +43,12 @@ class Sizes:
         if name not in TWINS and not name.startswith(PREFIX):
             return None
         twin, scale = parsed(name if name.startswith(PREFIX) else PREFIX + name)
-        nodes, pairs = max(16, round(twin.nodes * scale)), round(twin.pairs * scale)
+        nodes = max(16, round(twin.nodes * scale))
+        pairs = min(round(twin.pairs * scale), nodes * (nodes - 1) // 4)
         edges = 2 * pairs + (nodes if twin.self_loops else 0)
         given = twin.columns or (SPECIES + twin.edge_columns if twin.task == "multilabel" else 0)
         columns = COLUMNS if features == "fastrp" else given
         per_node = 4 * columns + {"node": 16, "multilabel": 4 * twin.classes + 8, "link": 0}[twin.task]
         held = nodes * per_node + 4 * edges * twin.edge_columns
         held += 16 * (round(sum(twin.split) * scale) + round(sum(twin.negatives) * scale)) if twin.task == "link" else 0
-        return cls(nodes, edges, columns, max(1, twin.classes), twin.edge_columns, held, True)
+        return cls(nodes, edges, columns, nodes * columns, max(1, twin.classes), twin.edge_columns, held, True)

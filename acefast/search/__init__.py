@@ -7,9 +7,8 @@ from acefast.search.config import SearchConfig, resolve_config
 from acefast.search.deploy import CompactNetwork, compact, time_inference
 from acefast.search.folder import load_config
 from acefast.search.methods import METHODS
-from acefast.search.rounds import find_ticket, load_data, run_search
 from acefast.search.plan import Machine, look_ahead
-from acefast.search.rounds import METHODS, find_ticket, load_data, run_search
+from acefast.search.rounds import find_ticket, load_data, run_search
 from acefast.search.run import Run
 from acefast.search.transfer import export_ticket, retrain_ticket
 

@@ -20,7 +20,7 @@ from acefast.search.config import SearchConfig
 LIBRARIES = 160 * 2**20  # what a first training step makes torch load, CPU
 LOADING = 32  # bytes an edge beside the data: the fingerprint goes over [2, E] int64, made of two copies
 WORKING = {"resgcn": 5, "gat": 4}  # tensors like a layer's widest, in its backward pass; of the others 3
-EXPONENTIAL = {"resgcn": 2.5, "gat": 2.0}  # time of a pass over the messages in copies of them, where it is not the sum's 1
+EXPONENTIAL = {"resgcn": 2.0, "gat": 2.0}  # time of a pass over the messages in copies of them, where it is not the sum's 1
 ROUNDS = 20  # that a ladder of "auto" is planned with
 PASSES = 4  # over the messages in an epoch: forward, backward by both ends, evaluation
 
@@ -107,7 +107,8 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     passes = PASSES + recompute
     messages = sum(min(a, b) if config.backbone != "resgcn" else b for a, b in zip(widths, widths[1:], strict=False))
     moved = EXPONENTIAL.get(config.backbone, 1.0) * passes * 4 * e * messages + 4 * n * 10 * passes * sum(widths[1:]) + 60 * e * masked
-    return replace(plan, seconds=moved / machine.copied + passes * n * weights / machine.multiplied)
+    multiplied = passes * (n * weights - (n * sizes.columns - sizes.entries) * widths[1] * (2 if config.backbone == "sage" else 1))
+    return replace(plan, seconds=moved / machine.copied + multiplied / machine.multiplied)
 
 
 def _widths(sizes: Sizes, config: SearchConfig) -> list[int]:

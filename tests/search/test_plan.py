@@ -1,0 +1,83 @@
+"""The plan of a search: what it counts, against what a training really takes; what is refused."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from acefast.data import Sizes, load_dataset
+from acefast.errors import InputError
+from acefast.search import look_ahead, resolve_config
+from acefast.search.plan import Machine, predict
+
+ARXIV = Sizes.named("ogbn-arxiv")
+
+
+def test_sizes_by_name_are_those_of_the_data():
+    for name in ("twin:ogbn-arxiv:0.01", "twin:ogbn-proteins:0.001", "twin:ogbn-products:0.0005"):
+        by_name, real = Sizes.named(name), Sizes.of(load_dataset(name))
+        assert by_name.feature_bytes == pytest.approx(real.feature_bytes, rel=0.02)
+        assert replace(by_name, feature_bytes=real.feature_bytes) == real
+    assert Sizes.named("cora") is None
+    assert (ARXIV.nodes, ARXIV.edges, ARXIV.columns, ARXIV.outputs) == (169_343, 2_484_941, 128, 40)
+
+
+def test_parts_follow_the_settings():
+    def plan(**settings):
+        return predict(ARXIV, resolve_config("ogbn-arxiv", "resgcn", **settings))
+
+    row = 4 * ARXIV.nodes * 128  # one [N, hidden]
+    kept, again = plan(recompute="no"), plan(recompute="yes")
+    assert kept.parts["activations kept"] == 28 * 5 * row and again.parts["activations kept"] == 32 * row
+    assert plan(layers=14, recompute="no").parts["activations kept"] == 14 * 5 * row
+    # mask, its copy, two gradients; and of the kept edges value, two moments, best epoch's and place
+    assert kept.parts["edge mask, gradients, moments"] == int(ARXIV.edges * (16 + 20 * 0.95))
+    assert kept.parts["graph, both ways"] == 8 * ARXIV.edges + 16 * ARXIV.nodes
+    assert not {"edge mask, gradients, moments", "kept edges, both ways"} & plan(axes="weights").parts.keys()
+    assert kept.epochs == 500 + 20 * (250 + 500 + 13 * 50) and plan(method="ugs").epochs == 500 + 20 * 750
+    slow, fast = (predict(ARXIV, resolve_config("ogbn-arxiv", "resgcn"), Machine(c, c)).seconds for c in (1e9, 2e9))
+    assert slow == pytest.approx(2 * fast)
+
+
+def test_recomputation_is_chosen_where_it_is_needed():
+    config = resolve_config("ogbn-arxiv", "resgcn")
+    assert look_ahead(config, ARXIV, 10**11).config.recompute == "no"
+    ahead = look_ahead(config, ARXIV, 6 * 10**9)
+    assert ahead.config.recompute == "yes" and ahead.plan.bytes < 6 * 10**9
+    ahead.check()
+    asked = look_ahead(replace(config, recompute="no"), ARXIV, 6 * 10**9)
+    with pytest.raises(InputError, match=r"needs about 1\d.* GB of memory and 6 GB are there: what would fit is --recompute yes \("):
+        asked.check()
+    with pytest.raises(InputError, match=r"--layers \d+ \(\S+ GB\) or --hidden (64|32|16|8) \("):
+        look_ahead(config, ARXIV, 2 * 10**9).check()
+    with pytest.raises(InputError, match="it does not fit either"):
+        look_ahead(config, ARXIV, 10**8).check()
+
+
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from acefast.search import load_data, look_ahead, resolve_config
+from acefast.search.rounds import prepare
+from acefast.search.state import State
+from acefast.data import Sizes
+torch.set_num_threads(1)
+name, backbone, recompute = sys.argv[1:]
+config = resolve_config(name, backbone, "ugs", layers=8, hidden=128, recompute=recompute, mask_epochs=1)
+plan = look_ahead(config, Sizes.named(name), 10**12).plan
+search = prepare(load_data(config), config, None, lambda event: None)
+search.train_masks(State(), "imp", "imp", search.full(), 1)
+print(plan.bytes, 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
+"""
+
+
+@pytest.mark.parametrize(("backbone", "recompute"), [("resgcn", "yes"), ("gcn", "no")])
+def test_the_planned_memory_is_what_a_training_takes(backbone, recompute):
+    command = [sys.executable, "-c", MEASURE, "twin:ogbn-arxiv:0.1", backbone, recompute]
+    # Freed tensors go back to the system, as those of large graphs do by themselves (glibc: over 32 MiB).
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=environment)
+    planned, measured = map(int, done.stdout.split())
+    assert planned == pytest.approx(measured, rel=0.25), (planned, measured)
