@@ -81,8 +81,8 @@ class SearchOptions:
 class PlanOptions:
     """Tell the memory and the time of a search before it runs: bytes by part at the peak, seconds of an epoch.
 
-    Takes the settings of acefast search. Known data sets and generated twins are not loaded; times are estimates, from this machine's
-    speed at a copy and a product. Exit status 2 where the search does not fit, with what would.
+    Takes the settings of acefast search. Known data sets and generated twins are not loaded; times are estimates, from this
+    machine's speed at a copy and a product. Exit status 2 where the search does not fit, with what would.
     """
 
     settings: Annotated[SearchConfig, tyro.conf.arg(name="", help="Settings of the search.")]
@@ -430,13 +430,14 @@ def _show_plan(console: Console, ahead) -> None:
         table.add_row(f"  {part}", f"{size / 1e9:8.3f} GB")
     again = ", activations recomputed" if plan.recompute else ""
     console.print(
-        f"plan: {config.dataset} with {sizes.nodes:,} nodes and {sizes.edges:,} edges, {config.backbone} with {config.layers} layers of "
-        f"{config.hidden}{again}: {plan.bytes / 1e9:.3g} GB at the peak, {ahead.limit / 1e9:.3g} GB are there",
+        f"plan: {config.dataset} with {sizes.nodes:,} nodes and {sizes.edges:,} edges, {config.backbone} with {config.layers} "
+        f"layers of {config.hidden}{again}: {plan.bytes / 1e9:.3g} GB at the peak, {ahead.limit / 1e9:.3g} GB are there",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     console.print(table, highlight=False)
     console.print(
-        f"  an epoch takes about {plan.seconds:.3g} s at full density, {plan.epochs:,} of them at most {clock(plan.epochs * plan.seconds)}",
+        f"  an epoch takes about {plan.seconds:.3g} s at full density, {plan.epochs:,} of them at most "
+        f"{clock(plan.epochs * plan.seconds)}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

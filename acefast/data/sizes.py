@@ -12,8 +12,8 @@ from acefast.data.twin import PREFIX, SPECIES, TWINS, parsed
 
 @dataclass(frozen=True)
 class Sizes:
-    """Counts of a data set: nodes, directed edges, columns of x (0: none) and its stored entries, columns of edge_attr and of the
-    logits; the bytes of features, labels, splits; and whether both directions of the graph share their arrays."""
+    """Counts of a data set: nodes, directed edges, columns of x (0: none) and its stored entries, columns of edge_attr and of
+    the logits; the bytes of features, labels, splits; and whether both directions of the graph share their arrays."""
 
     nodes: int
     edges: int
@@ -34,8 +34,9 @@ class Sizes:
         shared = data.graph.row is data.graph.col
         entries = x[-1].numel() if data.x is not None else 0
         return cls(
-            data.num_nodes, data.graph.num_edges, data.num_features, entries, max(1, data.num_classes), edge_columns, held, shared
-        )
+            data.num_nodes, data.graph.num_edges, data.num_features, entries, max(1, data.num_classes), edge_columns, held,
+            shared,
+        )  # fmt: skip
 
     @classmethod
     def named(cls, name: str, features: str = "given") -> "Sizes | None":

@@ -9,8 +9,8 @@ from acefast.random import generator
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The model's parameters and those buffers of its state_dict that are floating-point, such as the running statistics of a batch
-    norm, by name and sharing memory: what a training starts from, changes and goes back to."""
+    """The model's parameters and those buffers of its state_dict that are floating-point, such as the running statistics of a
+    batch norm, by name and sharing memory: what a training starts from, changes and goes back to."""
     saved = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
     return {name: p.detach() for name, p in model.named_parameters()} | buffers

@@ -21,8 +21,8 @@ NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 class ResidualLayer(nn.Module):
-    """h + conv(dropout(relu(norm(h)))), the block "res+" of Li et al. (fig. 2); with `edge_encoder` [F, F] behind the network's own
-    encoder of edge features."""
+    """h + conv(dropout(relu(norm(h)))), the block "res+" of Li et al. (fig. 2); with `edge_encoder` [F, F] behind the network's
+    own encoder of edge features."""
 
     def __init__(self, conv: GENConv, norm: nn.Module, edge_encoder: MaskedLinear | None = None):
         super().__init__()
@@ -58,11 +58,11 @@ class DeeperGCN(Network):
         h = conv_0(W x + b),    h = h + conv_l(dropout(relu(norm_l(h)))) for l = 1 .. L-1,    logits of dropout(relu(norm_0(h)))
 
     Args: aggr, t, learn_t of :class:`GENConv`, with mlp_layers linear maps (with bias) each and its norm between them; norm
-        "batch" or "layer". edge_attr: features [E, D] of the graph's edges by number, constant; with them each layer adds W_l (W f_e
-        + b) + b_l to the messages, which is one linear map of f_e. recompute: in training, what a layer computes is not kept
-        for backward but computed again there, to the bit; a layer then keeps [N, hidden] instead of about five of them.
-    Masks: one edge mask for all layers; weights ``layers.<i>.conv.mlp.<j>.weight``, named as by PyG's GENConv (j 0, and 4 with two
-        linear maps). In training mode the dropout noise is a function of (seed, step, layer, element) alone.
+        "batch" or "layer". edge_attr: features [E, D] of the graph's edges by number, constant; with them each layer adds W_l
+        (W f_e + b) + b_l to the messages, which is one linear map of f_e. recompute: in training, what a layer computes is not
+        kept for backward but computed again there, to the bit; a layer then keeps [N, hidden] instead of about five of them.
+    Masks: one edge mask for all layers; weights ``layers.<i>.conv.mlp.<j>.weight``, named as by PyG's GENConv (j 0, and 4 with
+        two linear maps). In training mode the dropout noise is a function of (seed, step, layer, element) alone.
     There is no ``blocks``: statistics of a batch are those of all nodes.
     """
 
@@ -132,8 +132,8 @@ class DeeperGCN(Network):
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, a forward pass in training mode changes copies of the buffers of `module`: what is computed again in backward counts
-    once in the running statistics."""
+    """Inside, a forward pass in training mode changes copies of the buffers of `module`: what is computed again in backward
+    counts once in the running statistics."""
     kept = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
     for owner, name, buffer in kept:
         setattr(owner, name, buffer.clone())

@@ -12,8 +12,8 @@ from acefast.nn.network import Network
 
 
 class SAGELayer(nn.Module):
-    """y_i = W_l (mean over kept edges e: j -> i of m_e x_j) + b + W_r x_i (Hamilton et al., alg. 1 with the mean and without the
-    normalisation of y). Parameters are named as PyG's SAGEConv: lin_l.weight, lin_l.bias, lin_r.weight.
+    """y_i = W_l (mean over kept edges e: j -> i of m_e x_j) + b + W_r x_i (Hamilton et al., alg. 1 with the mean and without
+    the normalisation of y). Parameters are named as PyG's SAGEConv: lin_l.weight, lin_l.bias, lin_r.weight.
 
     With `pruned` "in_denominator" a removed edge still counts in the mean. Multiplies first where that is cheaper.
     """
@@ -54,8 +54,8 @@ class SAGELayer(nn.Module):
 class SAGE(Network):
     """Layers of :class:`SAGELayer` with ReLU and dropout between them.
 
-    Maskable weights: both linear maps of every layer, ``layers.<i>.lin_l.weight`` and ``layers.<i>.lin_r.weight``. In training mode
-    the dropout noise is a function of (seed, step, layer, element) alone.
+    Maskable weights: both linear maps of every layer, ``layers.<i>.lin_l.weight`` and ``layers.<i>.lin_r.weight``. In training
+    mode the dropout noise is a function of (seed, step, layer, element) alone.
     """
 
     def __init__(self, in_channels, hidden, out_channels, layers=2, dropout=0.5, pruned="absent", seed=0):
@@ -72,7 +72,9 @@ class SAGE(Network):
             return None
         return graph.blocks(nodes, len(self.layers), edge_keep)
 
-    def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
+    def forward(
+        self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None
+    ):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""
         h = x
         for index, layer in enumerate(self.layers):

@@ -42,7 +42,7 @@ class SearchConfig:
     task: Task = "node"
     """What is learned: node, the labels of the nodes, or link, which nodes are joined, on a split of the edges."""
     backbone: Backbone = "gcn"
-    """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them), sage (GraphSAGE with the mean), resgcn (DeeperGCN)."""
+    """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them), sage (GraphSAGE), resgcn (DeeperGCN)."""
     method: str = "ace"
     """Search method: dense (the baseline alone), random, ugs (prunes by trained masks), gebt (early-bird), ace (also exchanges);
     the controls ugs-epochs and ugs-best (ACE's epochs, ACE's choice of the best), ace-random (random exchange); from Python also a name that was
@@ -66,8 +66,8 @@ class SearchConfig:
     heads: int = 8
     """Attention heads of the hidden layers of gat."""
     dropout: float = 0.5
-    """Dropout probability in [0, 1): after each hidden layer of gcn and sage, each layer of gin; on inputs and attention of gat; on
-    the input of each layer of resgcn but the first."""
+    """Dropout probability in [0, 1): after each hidden layer of gcn and sage, each layer of gin; on inputs and attention of
+    gat; on the input of each layer of resgcn but the first."""
     bias: bool = False
     """gcn: whether the layers have a bias (never masked)."""
     self_loops: bool = True
@@ -87,11 +87,11 @@ class SearchConfig:
     edge_features: bool = True
     """resgcn: whether features of the edges, where the data have them, enter the messages by linear encoders."""
     recompute: Literal["auto", "yes", "no"] = "auto"
-    """resgcn: whether backward computes a layer's activations again in place of keeping them, which gives the same to the bit; auto:
-    where acefast plan sees that they do not fit otherwise (not part of the configuration's hash)."""
+    """resgcn: whether backward computes a layer's activations again in place of keeping them, which gives the same to the bit;
+    auto: where acefast plan sees that they do not fit otherwise (not part of the configuration's hash)."""
     pruned_edges: Literal["absent", "zeroed"] = "absent"
-    """Whether a pruned edge does not exist or has mask 0. Zeroed, it stays in the mean of gin and sage and in the softmax of resgcn,
-    and for gat it has logit 0 and passes its message, as in the released code; the two coincide for gcn."""
+    """Whether a pruned edge does not exist or has mask 0. Zeroed, it stays in the mean of gin and sage and in the softmax of
+    resgcn, and for gat it has logit 0 and passes its message, as in the released code; the two coincide for gcn."""
     row_normalise: bool = True
     """Whether each node's features are divided by their sum."""
 
@@ -208,8 +208,8 @@ def resolve_config(
 ) -> SearchConfig:
     """Fill a :class:`SearchConfig` from the preset's tables and ``overrides`` (those that are None count as not given).
 
-    Later tables of ``presets/<preset>.toml`` win over earlier ones and overrides over all; a generated twin takes the tables of its
-    data set. Raises :class:`InputError`
+    Later tables of ``presets/<preset>.toml`` win over earlier ones and overrides over all; a generated twin takes the tables of
+    its data set. Raises :class:`InputError`
     for unknown names, values out of range, and combinations that are not possible.
     """
     given = {key: value for key, value in overrides.items() if value is not None}

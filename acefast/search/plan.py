@@ -1,7 +1,7 @@
 """Memory and time of a search from sizes alone, before anything is loaded: what is held at the peak, by part, and what fits.
 
-The peak is that of a training step with soft masks, after the first pruning where edges are pruned. Counted are the tensors that
-exist then; two constants are measured, the code that torch loads at its first step and the working memory of one layer's
+The peak is that of a training step with soft masks, after the first pruning where edges are pruned. Counted are the tensors
+that exist then; two constants are measured, the code that torch loads at its first step and the working memory of one layer's
 backward pass, in tensors like its output. Times are estimates: bytes and multiplications of an epoch over this machine's
 speed at a copy and at a product, good to a factor of two.
 """
@@ -83,7 +83,9 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     weights = _weights(sizes, config, widths)
     index = 4 if max(n, e) < 2**31 else 8
     columns = _kept_columns(config, widths, recompute)
-    working = WORKING.get(config.backbone, 3) * max(widths[1:]) + 4 * f * (config.backbone == "resgcn" and config.mlp_layers == 2)
+    working = WORKING.get(config.backbone, 3) * max(widths[1:])
+    if config.backbone == "resgcn" and config.mlp_layers == 2:
+        working += 4 * f
     parts = {
         "process": process + (LIBRARIES if config.device == "cpu" else 0),
         "graph, both ways": int(e * index * (2 if sizes.undirected else 3) + 16 * n),
@@ -106,8 +108,10 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
         return plan
     passes = PASSES + recompute
     messages = sum(min(a, b) if config.backbone != "resgcn" else b for a, b in zip(widths, widths[1:], strict=False))
-    moved = EXPONENTIAL.get(config.backbone, 1.0) * passes * 4 * e * messages + 4 * n * 10 * passes * sum(widths[1:]) + 60 * e * masked
-    multiplied = passes * (n * weights - (n * sizes.columns - sizes.entries) * widths[1] * (2 if config.backbone == "sage" else 1))
+    moved = 4 * passes * (EXPONENTIAL.get(config.backbone, 1.0) * e * messages + 10 * n * sum(widths[1:])) + 60 * e * masked
+    zeros = n * sizes.columns - sizes.entries  # of sparse features
+    absent = zeros * widths[1] * (2 if config.backbone == "sage" else 1)
+    multiplied = passes * (n * weights - absent)
     return replace(plan, seconds=moved / machine.copied + multiplied / machine.multiplied)
 
 
@@ -128,8 +132,8 @@ def _weights(sizes: Sizes, config: SearchConfig, widths: list[int]) -> int:
 def _kept_columns(config: SearchConfig, widths: list[int], recompute: bool) -> int:
     """Columns of the [N, ...] tensors that a forward pass keeps for backward."""
     if config.backbone == "resgcn":
-        # of a layer: its input, what goes into the convolution, the messages' sum, the softmax's denominators, the MLP's input; and
-        # twice the width before and after its norm
+        # of a layer: its input, what goes into the convolution, the messages' sum, the softmax's denominators, the MLP's input;
+        # and twice the width before and after its norm
         own = 4 + config.aggr.startswith("softmax") + (4 if config.mlp_layers == 2 else 0)
         return config.hidden * (config.layers + own - 1 if recompute else config.layers * own)
     pairs = list(zip(widths, widths[1:], strict=False))
@@ -196,7 +200,9 @@ class Outlook:
         return None
 
 
-def look_ahead(config: SearchConfig, data: Sizes | Dataset, limit: int | None = None, machine: Machine | None = None) -> Outlook:
+def look_ahead(
+    config: SearchConfig, data: Sizes | Dataset, limit: int | None = None, machine: Machine | None = None
+) -> Outlook:
     """The outlook of a search on data that are loaded or of which only sizes are known; `limit` in the place of what this
     process holds and may still take."""
     check_device(config.device)

@@ -16,16 +16,6 @@ from tests.inputs import REPOSITORY
 TINY = ["--scale", "0.0005", "--features", "8", "--budget", "0.001"]
 
 
-@pytest.fixture(autouse=True)
-def restored_limits():
-    """The command limits this process's memory; the tests after it are not to inherit that."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    yield
-    resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
 @pytest.mark.parametrize("name, scale", [("cora", 1.0), ("arxiv", 0.02), ("proteins", 0.02), ("products", 0.001)])
 def test_twins_have_the_size_of_their_data_set(name, scale):
     shape = graphs.SHAPES[name]

@@ -1,10 +1,13 @@
 """DeeperGCN and GraphSAGE against their formulas; recomputation to the bit; running statistics."""
 
+import weakref
+
 import pytest
 import torch
 
-from acefast import Graph, ops
+from acefast import Graph
 from acefast.nn import SAGE, DeeperGCN, build, state_of
+from acefast.ops import backend
 
 NODES, EDGES, RAW = 14, 60, 3
 
@@ -66,7 +69,8 @@ def test_recomputation_gives_the_same_bits(example, norm):
     results = []
     for recompute in (False, True):
         model = DeeperGCN(
-            5, 8, 4, layers=4, aggr="softmax", learn_t=True, mlp_layers=2, norm=norm, edge_attr=attr, recompute=recompute, seed=1
+            5, 8, 4, layers=4, aggr="softmax", learn_t=True, mlp_layers=2, norm=norm, edge_attr=attr,
+            recompute=recompute, seed=1,
         ).train()
         edge_mask = mask.clone().requires_grad_()
         masks = {name: torch.rand(w.shape, generator=drawn(3)).requires_grad_() for name, w in model.maskable().items()}
@@ -109,7 +113,7 @@ def test_sage_is_its_formula(example, shape, pruned):
     h = x
     for i, layer in enumerate(model.layers):
         near, own = (getattr(layer, n).weight * masks[f"layers.{i}.{n}.weight"] for n in ("lin_l", "lin_r"))
-        h = (h.relu() if i else h) if i else h
+        h = h.relu() if i else h
         h = a @ h @ near.T + layer.lin_l.bias + h @ own.T
     assert torch.allclose(model(graph, x, mask, keep, masks), h, atol=1e-5)
     nodes = torch.tensor([3, 0, 9])
@@ -127,3 +131,22 @@ def test_sage_is_pyg(example):
     layer, peer = build("sage", 5, 4, hidden=8, layers=1).layers[0], SAGEConv(5, 4)
     peer.load_state_dict(layer.state_dict())
     assert torch.allclose(layer(x, graph), peer(x, index), atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_gradient_of_the_shared_edge_mask_is_summed_layer_by_layer(example, monkeypatch, recompute):
+    """Of the layers' gradients [E] no more than the sum and the newest exist at a time."""
+    graph, _, x, mask, *_ = example
+    alive, most = [], []
+
+    def counted(op, *args, call=backend.call):
+        result = call(op, *args)
+        if op == "gen_bwd":
+            alive.append(weakref.ref(result[1]))
+            most.append(sum(gradient() is not None for gradient in alive))
+        return result
+
+    monkeypatch.setattr(backend, "call", counted)
+    model = DeeperGCN(5, 8, 4, layers=8, recompute=recompute, seed=1).train()
+    model(graph, x, mask.clone().requires_grad_()).sum().backward()
+    assert len(most) == 8 and max(most) <= 2
