@@ -39,6 +39,14 @@ class ResidualLayer(nn.Module):
         """The linear maps of the convolution's MLP, by parameter name."""
         return {f"conv.{name}": weight for name, weight in self.conv.maskable().items()}
 
+    def macs(self, graph: Graph, x: int, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """Multiply-accumulates of a call (see :meth:`acefast.nn.Network.macs`): (kept edges + N, each node itself) · channels, and
+        the products of the MLP. x the number of rows."""
+        keeps, passing = weight_keep or {}, graph.num_dst + (graph.num_edges if edge_keep is None else int(edge_keep.sum()))
+        maps = ((name, m) for name, m in self.conv.mlp.named_children() if isinstance(m, MaskedLinear))
+        products = sum(m.macs(x, keeps.get(f"conv.mlp.{name}.weight")) for name, m in maps)
+        return passing * self.conv.out_channels + products
+
     def activated(self, h: Tensor, p: float, seed: int, step: int) -> Tensor:
         """dropout(relu(norm(h))) [N, F]."""
         return ops.relu_dropout(self.norm(h), p, seed, step)
@@ -95,6 +103,24 @@ class DeeperGCN(Network):
         for name in ("node_encoder", "edge_encoder", "lin"):
             if getattr(self, name) is not None:
                 getattr(self, name).reset_parameters(generator(seed, "init", name))
+
+    def macs(self, graph: Graph, x: CSR | Tensor, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """That of the layers + N · weights of the encoder and the head; with edge features, that of one encoder [hidden, D] at
+        each kept edge in each layer."""
+        nodes, count = graph.num_dst, graph.num_edges if edge_keep is None else int(edge_keep.sum())
+        own = self.node_encoder.macs(x if isinstance(x, CSR) else nodes) + self.lin.macs(nodes)
+        encoded = 0 if self.edge_encoder is None else len(self.layers) * self.edge_encoder.macs(count)
+        layers = (
+            layer.macs(graph, nodes, edge_keep, part_of(weight_keep, f"layers.{index}."))
+            for index, layer in enumerate(self.layers)
+        )
+        return own + encoded + sum(layers)
+
+    def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
+        """The smaller graph, or the whole one with a selection where removed edges count or edges have features."""
+        if self.layers[0].conv.pruned == "absent" and self.edge_attr is None:
+            return super().compact(graph, edge_keep)
+        return graph, {"edge_keep": graph.select(edge_keep)}
 
     def forward(
         self,

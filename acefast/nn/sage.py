@@ -33,6 +33,18 @@ class SAGELayer(nn.Module):
         """The weights that a search may prune, by parameter name."""
         return {"lin_l.weight": self.lin_l.weight, "lin_r.weight": self.lin_r.weight}
 
+    def macs(self, graph: Graph, x: CSR | int, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+        """Multiply-accumulates of a call (see :meth:`acefast.nn.Network.macs`): those of both products + kept edges · channels
+        before or after the transform, as it aggregates. x sparse, or the number of dense rows."""
+        keeps, passing = weight_keep or {}, graph.num_edges if edge_keep is None else int(edge_keep.sum())
+        channels = self.lin_l.out_features if self._aggregates_last(x) else self.lin_l.in_features
+        products = (getattr(self, name).macs(x, keeps.get(f"{name}.weight")) for name in ("lin_l", "lin_r"))
+        return sum(products) + passing * channels
+
+    def _aggregates_last(self, x) -> bool:
+        """Whether after the transform: where that is cheaper."""
+        return isinstance(x, CSR) or self.lin_l.in_features > self.lin_l.out_features
+
     def forward(self, x, graph, edge_mask=None, edge_keep=None, masks=None, keeps=None) -> Tensor:
         """x [N_src, in_channels] -> [N_dst, out_channels]; `graph` square or a Block; masks and keeps by parameter name."""
         kept = None if isinstance(graph, Block) else edge_keep  # a Block has the kept edges alone
@@ -45,7 +57,7 @@ class SAGELayer(nn.Module):
             return ops.spmm(graph, h, mask=edge_mask, keep=kept, reduce="mean", pruned=self.pruned)
 
         masks, keeps = masks or {}, keeps or {}
-        if isinstance(x, CSR) or self.lin_l.in_features > self.lin_l.out_features:
+        if self._aggregates_last(x):
             near = mean(linear("lin_l", x, bias=False)) + self.lin_l.bias
             return near + linear("lin_r", x)[: graph.num_dst]
         return linear("lin_l", mean(x)) + linear("lin_r", x[: graph.num_dst])
@@ -71,6 +83,12 @@ class SAGE(Network):
         if self.layers[0].pruned != "absent":
             return None
         return graph.blocks(nodes, len(self.layers), edge_keep)
+
+    def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
+        """The smaller graph, or the whole one with a selection where removed edges count in the means."""
+        if self.layers[0].pruned == "absent":
+            return super().compact(graph, edge_keep)
+        return graph, {"edge_keep": graph.select(edge_keep)}
 
     def forward(
         self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None

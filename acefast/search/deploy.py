@@ -13,7 +13,7 @@ from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
 from acefast.kept import KeptWeights
-from acefast.nn import Network
+from acefast.nn import Network, state_of
 from acefast.pruning import Pattern, Ticket
 from acefast.search.config import SearchConfig
 from acefast.search.rounds import build_model, load_data, prepare_data, using_threads
@@ -89,8 +89,8 @@ def compact(
     model = build_model(data, config)
     ticket.check_model(model)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(ticket.rewind[name])
+        for name, value in state_of(model).items():
+            value.copy_(ticket.rewind[name])
     pattern = Pattern(ticket.edge_keep, ticket.weight_keep)
     return CompactNetwork(model, data, pattern.map(torch.ones_like) if dense else pattern)
 

@@ -71,6 +71,8 @@ class Plan:
 def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, process: int = 0) -> Plan:
     """The plan of a search with `config` (its recompute "auto" counts as "no") on data of `sizes`, in a process that holds
     `process` bytes already."""
+    if config.task == "link":
+        sizes = replace(sizes, outputs=config.embedding)
     n, e, f = sizes.nodes, sizes.edges, config.hidden
     if config.backbone == "gat":
         e += n  # a loop for each node, with a mask

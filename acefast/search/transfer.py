@@ -9,6 +9,7 @@ import torch
 
 from acefast.data import Dataset
 from acefast.errors import InputError
+from acefast.nn import state_of
 from acefast.pruning import Pattern, Ticket
 from acefast.random import generator
 from acefast.search.config import SearchConfig, resolve_config
@@ -99,7 +100,7 @@ def _train(
             search.start = {name: value.to(search.data.device) for name, value in ticket.rewind.items()}
         fit = search.retrain(State(round=ticket.metadata["round"]), "retrain", pattern)
         seconds = time.perf_counter() - began
-        weights = {name: p.detach().clone() for name, p in search.model.named_parameters()}
+        weights = {name: value.clone() for name, value in state_of(search.model).items()}
         unpruned = search.retrain(State(), "dense", None) if dense else None
     row = {
         "dataset": config.dataset, "task": config.task, "metric": search.data.metric,

@@ -150,3 +150,24 @@ def test_the_gradient_of_the_shared_edge_mask_is_summed_layer_by_layer(example, 
     model = DeeperGCN(5, 8, 4, layers=8, recompute=recompute, seed=1).train()
     model(graph, x, mask.clone().requires_grad_()).sum().backward()
     assert len(most) == 8 and max(most) <= 2
+
+
+def test_macs_count_what_is_multiplied(example):
+    graph, _, x, _, keep, attr = example
+    edges = int(keep.sum())
+    model = DeeperGCN(5, 8, 4, layers=2, mlp_layers=2, edge_attr=attr)
+    kept = {name: torch.rand(w.shape, generator=drawn(3)) < 0.4 for name, w in model.maskable().items()}
+    products = NODES * sum(int(k.sum()) for k in kept.values()) + NODES * (5 * 8 + 8 * 4)
+    assert model.macs(graph, x, keep, kept) == products + 2 * ((edges + NODES) * 8 + edges * RAW * 8)
+    sage = SAGE(5, 8, 4)
+    kept = {name: torch.rand(w.shape, generator=drawn(3)) < 0.4 for name, w in sage.maskable().items()}
+    assert sage.macs(graph, x, keep, kept) == NODES * sum(int(k.sum()) for k in kept.values()) + edges * (5 + 4)
+
+
+@pytest.mark.parametrize("pruned", ["absent", "in_denominator"])
+def test_compacted_networks_give_the_same_logits(example, pruned):
+    graph, _, x, _, keep, attr = example
+    deep, with_edges = (DeeperGCN(5, 8, 4, layers=2, edge_attr=a, pruned=pruned).eval() for a in (None, attr))
+    for model in (deep, with_edges, SAGE(5, 8, 4, pruned=pruned).eval()):
+        smaller, arguments = model.compact(graph, keep)
+        assert torch.allclose(model(smaller, x, **arguments), model(graph, x, edge_keep=keep), atol=1e-6)

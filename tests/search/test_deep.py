@@ -6,7 +6,7 @@ import torch
 from acefast.errors import InputError
 from acefast.nn import DeeperGCN, build, state_of
 from acefast.pruning import Pattern, SoftMasks, Ticket
-from acefast.search import resolve_config, retrain_ticket, run_search
+from acefast.search import compact, export_ticket, resolve_config, retrain_ticket, run_search
 from acefast.train import Schedule, train
 
 DEEP = dict(backbone="resgcn", layers=3, lr=0.02, fix_lr=0.01, rounds=1)
@@ -74,3 +74,11 @@ def test_settings_of_a_data_set_hold_for_its_twin():
     assert not resolve_config("cora", features="fastrp").row_normalise
     with pytest.raises(InputError, match="mlp_layers must be 1 or 2, got 3"):
         resolve_config("cora", "resgcn", mlp_layers=3)
+
+
+def test_an_exported_ticket_has_the_trained_statistics(tiny, tiny_config):
+    ticket = run_search(tiny, tiny_config(**DEEP, method="ugs")).ticket(1)
+    exported = export_ticket(ticket, tiny)
+    assert not torch.equal(exported.rewind["layers.1.norm.running_mean"], ticket.rewind["layers.1.norm.running_mean"])
+    right = compact(exported, tiny).predict()[tiny.test] == tiny.y[tiny.test]
+    assert float(right.float().mean()) == pytest.approx(ticket.metadata["test"])
