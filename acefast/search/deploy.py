@@ -63,8 +63,10 @@ def _prepare(model: Network, x: Tensor | CSR, keeps: dict[str, Tensor]):
     with torch.no_grad():
         for name, keep in keeps.items():
             model.get_parameter(name).mul_(keep)
-    first, name = model.layers[0].lin, "layers.0.lin.weight"
+    first, name = getattr(model.layers[0], "lin", None), "layers.0.lin.weight"
     given = {other: keep.contiguous() for other, keep in keeps.items() if other != name and not bool(keep.all())}
+    if first is None:  # features meet other weights than those of one layer alone
+        return x, None, given
     if not isinstance(x, CSR):
         return x, None, {**given, name: keeps[name]}
     columns = keeps[name].any(0)
