@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from acefast.errors import InputError
+from acefast.search.config import FIELDS, UNHASHED
 
 try:
     import tomllib
@@ -247,13 +248,14 @@ def _read_config(path: Path) -> dict:
 
 
 def check_config(place, config: dict) -> dict:
-    """The settings, which must have the names and the seed."""
+    """The settings, which must have the names and the seed; those that this version has besides are at their defaults."""
     for name, kind in [*((name, str) for name in NAMES), ("seed", int)]:
         if type(config.get(name)) is not kind:
             raise InputError(f"{place} must have {name} as {kind.__name__}, got {config.get(name)!r}; it is no search's")
-    if config.get("task") == "link" and not config["dataset"].endswith(" links"):  # never in one table, panel or test with the labels of the same nodes
-        config["dataset"] += " links"
-    return config
+    if config.get("task") == "link" and not config["dataset"].endswith(" links"):
+        config["dataset"] += " links"  # never in one table, panel or test with the labels of the same nodes
+    defaults = {name: field.default for name, field in FIELDS.items() if name not in UNHASHED}
+    return defaults | {"fix_lr": config.get("lr", FIELDS["lr"].default)} | config
 
 
 def _read_environment(path: Path) -> dict[str, str]:
