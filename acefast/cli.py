@@ -26,7 +26,7 @@ from rich.table import Table
 
 import acefast
 from acefast import report
-from acefast.data import Dataset, Sizes, download_planetoid, load_dataset, split_links
+from acefast.data import Sizes, download_planetoid, load_dataset, split_links
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.grid import run_grid
@@ -388,12 +388,7 @@ def search(args: list[str]) -> int:
     if options.download:
         for path in download_planetoid(config.dataset, config.data_root):
             console.print(f"fetched {path}", soft_wrap=True, highlight=False)
-    data = None if Sizes.named(config.dataset, config.features) else load_data(config)
-    ahead = _outlook(config, data, options.memory_limit)
-    if ahead.sizes.edges >= PLANNED_EDGES:
-        _show_plan(console, ahead)
-    ahead.check()
-    was_complete = run(ahead.config, options.out, console, data)
+    was_complete = run(config, options.out, console, options.memory_limit)
     if was_complete:
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
     finish(console, [options.out], None)
@@ -483,9 +478,15 @@ def demo(args: list[str]) -> int:
     return 0
 
 
-def run(config: SearchConfig, out: Path, console: Console, data: Dataset | None = None) -> bool:
-    """Search with progress shown, on `data` or what the configuration names; True where the folder already was complete."""
-    data = load_data(config) if data is None else data
+def run(config: SearchConfig, out: Path, console: Console, memory_limit: str | None = None) -> bool:
+    """Search with progress shown, refused before anything is made where it would not fit; True where the folder already was
+    complete."""
+    data = None if Sizes.named(config.dataset, config.features) else load_data(config)
+    ahead = _outlook(config, data, memory_limit)
+    if ahead.sizes.edges >= PLANNED_EDGES:
+        _show_plan(console, ahead)
+    ahead.check()
+    config, data = ahead.config, data or load_data(ahead.config)
     console.print(
         f"{config.method}: {'links of ' * (config.task == 'link')}{config.dataset} with {data.num_nodes:,} nodes and "
         f"{data.graph.num_edges:,} edges, "

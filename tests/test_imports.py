@@ -16,8 +16,8 @@ ALLOWED = {
     "optim": {"ops", "base"},
     "tasks": {"tasks", "data", "ops", "base"},
     "train": {"train", "tasks", "optim", "data", "pruning", "nn", "ops", "base"},
-    "report": {"report", "pruning", "nn", "ops", "data", "base"},
-    "search": {"search", "train", "tasks", "report", "data", "pruning", "nn", "ops", "base"},
+    "report": {"report", "search", "pruning", "nn", "ops", "data", "base"},
+    "search": {"search", "train", "tasks", "data", "pruning", "nn", "ops", "base"},
 }
 BASE = {"errors", "random", "files", "csr", "graph", "kept"}
 

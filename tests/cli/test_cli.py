@@ -117,7 +117,7 @@ def test_help_names_every_command_and_setting(capsys):
 def resolved(monkeypatch):
     """The configuration and folder that a search would run with, without running it."""
     seen = {}
-    monkeypatch.setattr(cli, "run", lambda config, out, console: seen.update(config=config, out=out))
+    monkeypatch.setattr(cli, "run", lambda config, out, *rest: seen.update(config=config, out=out))
     monkeypatch.setattr(cli, "finish", lambda *args: None)
 
     def call(*args):

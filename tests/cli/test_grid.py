@@ -100,7 +100,7 @@ def test_a_command_resolves_to_what_was_planned(write, monkeypatch):
     text = 'preset = "paper"\nlr = 0.05\nmask_lr = 0.008\nbias = true\nself_loops = false\nseed = 2\n[variant.a]\ntau = 0'
     (run,) = grid.plan(write(text))
     seen = []
-    monkeypatch.setattr(cli, "run", lambda config, out, console: seen.append((config, str(out))))
+    monkeypatch.setattr(cli, "run", lambda config, out, *rest: seen.append((config, str(out))))
     monkeypatch.setattr(cli, "finish", lambda *args: None)
     args = grid.command(run.settings | {"threads": 3}, "folder")
     assert args[:3] == [sys.executable, "-m", "acefast.cli"] and cli.main(args[3:]) == 0

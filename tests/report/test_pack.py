@@ -122,3 +122,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, write_run):
     (folder / "checkpoint.json").write_text("{}")
     with pytest.raises(InputError, match="run the search's command again"):
         report.pack([folder], tmp_path / "all.jsonl")
+
+
+def test_a_record_of_before_a_setting_existed_groups_with_those_at_its_default(tmp_path, write_run):
+    write_run(tmp_path / "old", [0.8, 0.7], seed=0)
+    write_run(tmp_path / "new", [0.8, 0.7], seed=1, edge_score="")
+    write_run(tmp_path / "other", [0.8, 0.7], seed=2, edge_score="share")
+    groups = report.read_groups([tmp_path])
+    assert sorted([run.seed for run in group.runs] for group in groups) == [[0, 1], [2]]
