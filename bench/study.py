@@ -23,9 +23,10 @@ def main(options, arguments) -> int:
     everything = {key: group for members in groups.values() for key, group in members.items()}
     text = [
         "# What moves accuracy: the study of the settings\n",
-        "Validation accuracy, mean over the rungs (the area under the curve over the ladder, in percent), seeds that no other result uses. "
-        f"Difference: to `{options.base}` on the same seeds, in points, mean and smallest to largest over the seeds. Agreement: share of what the first "
-        "round prunes that a second draw of the masks' noise prunes as well, edges and weights; chance is what a round removes.\n",
+        "Validation accuracy, mean over the rungs (the area under the curve over the ladder, in percent), seeds that no other "
+        f"result uses. Difference: to `{options.base}` on the same seeds, in points, mean and smallest to largest over the seeds. "
+        "Agreement: share of what the first round prunes that a second draw of the masks' noise prunes as well, edges and "
+        "weights; chance is what a round removes.\n",
     ]  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     for part, members in groups.items():
@@ -85,8 +86,9 @@ def draw(title: str, members: dict, base: str, everything: dict, path: Path) -> 
     datasets = sorted({dataset for dataset, _ in members})
     variants = list(dict.fromkeys(variant for _, variant in members))
     figure, panels = pyplot.subplots(
-        1, len(datasets), figsize=(5.2 * len(datasets), 1.2 + 0.32 * len(variants)), sharey=True, squeeze=False, layout="constrained"
-    )
+        1, len(datasets), figsize=(5.2 * len(datasets), 1.2 + 0.32 * len(variants)),
+        sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
     for panel, dataset in zip(panels[0], datasets):
         for row, variant in enumerate(variants):
             if (dataset, variant) in members:

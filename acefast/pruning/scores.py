@@ -3,9 +3,9 @@
 magnitude |m|; product |m w|; gradient |dL/dm|; combined |m w dL/dm|; random uniform in [0, 1). An edge has no weight
 of its own, so there w = 1 (UGS, Chen et al. 2021, for the magnitude; Molchanov et al. 2019 for the Taylor term).
 
-For edges u -> v alone, with p the predicted class probabilities and d the degrees over existing edges: agreement <p_u, p_v>;
-influence <p_u, p_v> / sqrt((1 + d_u)(1 + d_v)), GCN's coefficient as far as it joins nodes of a class; share <p_u, p_v> / (1 + d_v), the
-part of what v receives that comes from its own class.
+For edges u -> v alone, with p the predicted class probabilities and d the degrees over existing edges: agreement
+<p_u, p_v>; influence <p_u, p_v> / sqrt((1 + d_u)(1 + d_v)), GCN's coefficient as far as it joins nodes of a class; share
+<p_u, p_v> / (1 + d_v), the part of what v receives that comes from its own class.
 
 A score of one's own is a function of `Inputs` that says what it needs; with a name it serves every search:
 

@@ -44,9 +44,9 @@ class SearchConfig:
     backbone: Backbone = "gcn"
     """Graph network: gcn (Kipf and Welling), gin or gat (as UGS has them), sage (GraphSAGE), resgcn (DeeperGCN)."""
     method: str = "ace"
-    """Search method: dense (the baseline alone), random, ugs (prunes by trained masks), gebt (early-bird), ace (also exchanges);
-    the controls ugs-epochs and ugs-best (ACE's epochs, ACE's choice of the best), ace-random (random exchange); from Python also a name that was
-    added to acefast.search.METHODS."""
+    """Search method: dense (the baseline alone), random, ugs (prunes by trained masks), gebt (early-bird), ace (also
+    exchanges); the controls ugs-epochs and ugs-best (ACE's epochs, ACE's choice of the best), ace-random (random exchange);
+    from Python also a name that was added to acefast.search.METHODS."""
     preset: Preset = "paper"
     """Where settings that are not given come from: the paper's procedure, the study's outcome, or the released code's procedure."""
     axes: Axes = "joint"
@@ -128,8 +128,8 @@ class SearchConfig:
     """Importance: magnitude |m|, product |m*w|, gradient |dL/dm|, combined |m*w*dL/dm|, or random; from Python also a
     name that was added to acefast.pruning.SCORES."""
     edge_score: str = ""
-    """Importance of the edges where it is another: also agreement <p_u, p_v> of the classes predicted for the ends, influence,
-    agreement / sqrt((1 + d_u)(1 + d_v)) by kept degrees, or share, agreement / (1 + d_v); score's unless given."""
+    """Importance of the edges where it is another: also agreement <p_u, p_v> of the classes predicted for the ends,
+    influence, agreement / sqrt((1 + d_u)(1 + d_v)) by kept degrees, or share, agreement / (1 + d_v); score's unless given."""
     tie_directions: bool = False
     """Whether the two directions of an undirected edge are pruned and exchanged together."""
     protect: int = 0
@@ -140,8 +140,8 @@ class SearchConfig:
     """First rounds in which pruning is repeated under a second draw of the mask noise, to log how far the two agree."""
 
     complement: Literal["joint", "crossed", "none"] = "joint"
-    """Complement model: removed edges with removed weights, or each axis alone beside the kept other one; none: no such model, the
-    retained one tells what the removed elements would gain it."""
+    """Complement model: removed edges with removed weights, or each axis alone beside the kept other one; none: no such
+    model, the retained one tells what the removed elements would gain it."""
     exchange_edges: float = 0.02
     """Edges exchanged in an ACE round, as a fraction of min(kept, removed)."""
     exchange_weights: float = 0.02
@@ -198,8 +198,9 @@ class SearchConfig:
 UNHASHED = ("data_root", "variant", "recompute")
 LATER = ("task", "embedding", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr")
 FIXED_BY_RELEASED = (
-    "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau standardise pruned_edges".split()
-)
+    "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau "
+    "standardise pruned_edges"
+).split()
 FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
 
 
