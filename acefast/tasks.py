@@ -56,14 +56,18 @@ class LinkPrediction:
 
     Loss: binary cross-entropy over a split's links and its other pairs; in training as many as there are links, drawn anew for
     each epoch, uniformly among the pairs of different nodes that no edge of the graph joins, by a generator named after (seed,
-    epoch). Metric: the data set's, ROC-AUC or Hits@K. Scores are an ``sddmm`` over the pairs, so no [pairs, C] is made.
+    epoch). With `links` > 0 an epoch takes so many of the training links (at most all): each pass over them has an order of its
+    own, drawn from (seed, pass), and leaves out at its end what is no whole epoch. Metric: the data set's, ROC-AUC or Hits@K.
+    Scores are an ``sddmm`` over the pairs, so no [pairs, C] is made.
     """
 
-    def __init__(self, data: Dataset, seed: int):
-        self.seed, self.name = seed, data.metric
+    def __init__(self, data: Dataset, seed: int, links: int = 0):
+        self.seed, self.name, self.links = seed, data.metric, data.train
+        self.count = min(links, len(data.train)) or len(data.train)
+        self.order: tuple[int, Tensor] | None = None  # of the pass that the last epoch was in
         self.others = NonEdges(data.graph.edge_index().T, data.num_nodes)
         self.nodes: dict[str, Tensor | None] = {"train": None}
-        self.pairs = {"train": [Graph.from_edge_index(data.train.T, num_nodes=data.num_nodes)]}
+        self.pairs = {} if self.count < len(data.train) else {"train": [self._graph(data.train)]}
         for split in ("val", "test"):
             links, others = getattr(data, split), getattr(data, f"{split}_neg")
             self.nodes[split], ends = torch.unique(torch.cat((links, others)), return_inverse=True)
@@ -72,11 +76,22 @@ class LinkPrediction:
 
     def scores(self, outputs: Tensor, split: str, epoch: int = 0) -> list[Tensor]:
         """[links], [other pairs]: their scores."""
-        pairs = self.pairs[split]
+        pairs = self.pairs.get(split) or [self._graph(self._part(epoch))]
         if split == "train":
-            drawn = self.others.draw(pairs[0].num_edges, generator(self.seed, "negatives", epoch))
-            pairs = [*pairs, Graph.from_edge_index(drawn.T, num_nodes=self.others.n)]
+            drawn = self.others.draw(self.count, generator(self.seed, "negatives", epoch))
+            pairs = [*pairs, self._graph(drawn)]
         return [ops.sddmm(part, outputs, outputs) for part in pairs]
+
+    def _graph(self, pairs: Tensor) -> Graph:
+        return Graph.from_edge_index(pairs.T, num_nodes=self.others.n)
+
+    def _part(self, epoch: int) -> Tensor:
+        """The training links [count, 2] of an epoch."""
+        turn, place = divmod(epoch, len(self.links) // self.count)
+        if self.order is None or self.order[0] != turn:
+            drawn = torch.randperm(len(self.links), generator=generator(self.seed, "links", turn))
+            self.order = turn, drawn.to(self.links.device)
+        return self.links[self.order[1][place * self.count : (place + 1) * self.count]]
 
     def loss(self, outputs: Tensor, split: str, epoch: int = 0) -> Tensor:
         return F.binary_cross_entropy_with_logits(*_joined(*self.scores(outputs, split, epoch)))
@@ -94,9 +109,9 @@ def _joined(links: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 
 Task = NodeClassification | LinkPrediction
-KINDS = {"node": NodeClassification, "multilabel": MultiLabel, "link": LinkPrediction}
+KINDS = {"node": NodeClassification, "multilabel": MultiLabel}
 
 
-def make_task(data: Dataset, seed: int = 0) -> Task:
-    """The task of `data`; `seed` names what it draws."""
-    return KINDS[data.task](data, seed)
+def make_task(data: Dataset, seed: int = 0, links: int = 0) -> Task:
+    """The task of `data`; `seed` names what it draws, `links` the training links of an epoch (0: all) where it is links."""
+    return LinkPrediction(data, seed, links) if data.task == "link" else KINDS[data.task](data, seed)

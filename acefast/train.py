@@ -32,6 +32,7 @@ class Schedule:
     mask_weight_decay: float = 0.0
     s1: float = 0.0
     s2: float = 0.0
+    links: int = 0  # see acefast.tasks.make_task
 
 
 @dataclass(eq=False)
@@ -80,7 +81,7 @@ def train(
     Without ``fast`` the same numbers, up to rounding, come the straightforward way: masks as further parameters of
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
-    task = make_task(data, seed)
+    task = make_task(data, seed, schedule.links)
     way = (_Fast if fast else _Straightforward)(model, data, task, schedule, start, pattern, masks, seed)
     snapshot = [torch.empty_like(t, requires_grad=False) for t in way.tracked]
     best = Fit(-1, -1.0, 0.0, 0.0)
@@ -248,7 +249,8 @@ class _Fast:
         if blocks is None:
             return {}, x, nodes
         rows = blocks[0].src_nodes
-        return {"blocks": blocks}, x.take(rows) if isinstance(x, CSR) else x[rows], None
+        own = rows if x is None else x.take(rows) if isinstance(x, CSR) else x[rows]
+        return {"blocks": blocks}, own, None
 
     def step(self, loss: Tensor) -> None:
         for leaf in self.leaves:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from acefast.data.dataset import Dataset
+from acefast.data.dataset import Dataset, check_features
 from acefast.data.download import download_planetoid
 from acefast.data.fastrp import fastrp
 from acefast.data.links import split_links
@@ -57,7 +57,8 @@ def load_dataset(
 
     `root` is the folder of the raw files, which all but generated graphs need and a file's name is taken from.
     `keep_self_loops` keeps the self-loops that the files of cora, citeseer and pubmed have; `add_self_loops`, `download` and
-    `cache` are those of `load_ogb`. `features` "fastrp" puts an embedding of the graph (`fastrp`) in the place of the features.
+    `cache` are those of `load_ogb`. `features` "fastrp" puts an embedding of the graph (`fastrp`) in the place of the features,
+    "learned" nothing (None), for a network that learns an embedding of the nodes.
     `seed` is that of a generated graph and of the embedding. Raises InputError, in one sentence, for a name that is not known
     and for data that is missing or damaged.
     """
@@ -68,8 +69,7 @@ def load_dataset(
         )
     if add_self_loops and not name.startswith(PREFIX):
         raise InputError(f"{name}: self-loops are added to ogbn-arxiv and its twin alone, leave add_self_loops out")
-    if features not in ("given", "fastrp"):
-        raise InputError(f"features {features!r} are not known, expected given or fastrp")
+    check_features(features)
     if name in PUBLISHED:
         data = load_planetoid(name, root, keep_self_loops)
     elif name.endswith(".npz"):
@@ -78,4 +78,5 @@ def load_dataset(
         data = load_twin(name, seed, add_self_loops=add_self_loops)
     else:
         data = synthetic_citation(seed=seed, name=name)
-    return replace(data, x=fastrp(data.graph, seed), features="fastrp") if features == "fastrp" else data
+    made = {"given": lambda: data.x, "fastrp": lambda: fastrp(data.graph, seed), "learned": lambda: None}[features]
+    return data if features == "given" else replace(data, x=made(), features=features)

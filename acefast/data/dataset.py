@@ -15,6 +15,7 @@ from acefast.graph import Graph
 # task -> its metrics, computed by `acefast.data.metrics`
 TASKS = {"node": ("accuracy",), "multilabel": ("rocauc",), "link": ("hits@20", "hits@50", "hits@100", "rocauc")}
 SPLITS = ("train", "val", "test")
+FEATURES = ("given", "fastrp", "learned")  # that a loader is asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,8 @@ class Dataset:
 
     name         what reports call it
     graph        Graph with N nodes
-    x            features [N, num_features] float32, a CSR or a dense tensor; None only where task is "link": a model then
-                 learns an embedding of each node
+    x            features [N, num_features] float32, a CSR or a dense tensor; None only where task is "link" or where
+                 `features` is "learned": a model then learns an embedding of each node
     y            "node": labels [N] int64 in [0, num_classes), or -1 where a node of no split has none;
                  "multilabel": [N, num_classes] float32 of 0, 1 and, where unknown, NaN; "link": None
     train, val, test   the split: node numbers int64 [n], no node in two of them; of "link": edges int64 [n, 2], end points
@@ -171,6 +172,12 @@ class Dataset:
         return replace(self, x=x)
 
 
+def check_features(features: str) -> None:
+    """Raises InputError for a name of features that a loader does not know."""
+    if features not in FEATURES:
+        raise InputError(f"features {features!r} are not known, expected one of {', '.join(FEATURES)}")
+
+
 def is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
@@ -187,7 +194,7 @@ def check(data: Dataset) -> None:
 
     if not isinstance(data.graph, Graph):
         refuse(f"graph must be an acefast.Graph, got {type(data.graph).__name__}")
-    if not isinstance(data.x, CSR | Tensor) and (data.x is not None or data.task != "link"):
+    if not isinstance(data.x, CSR | Tensor) and (data.x is not None or data.task != "link" and data.features != "learned"):
         refuse(f"x must be a tensor or an acefast.CSR, got {type(data.x).__name__}")
     if data.metric not in TASKS.get(data.task, ()):
         known = ", ".join(f"{task} with {metric}" for task, metrics in TASKS.items() for metric in metrics)

@@ -78,7 +78,7 @@ def split_links(data: Dataset, seed: int = 0) -> Dataset:
     """
     if data.task == "link":
         raise InputError(f"{data.name} comes with a split of its links: use it as it is")
-    if data.features != "given":
+    if data.features not in ("given", "learned"):
         raise InputError(
             f"the features of {data.name} ({data.features}) are made of the whole graph and would tell the edges held out: "
             "give features that are not"

@@ -15,7 +15,7 @@ import torch
 
 from acefast.data import edges
 from acefast.data.cache import cached
-from acefast.data.dataset import Dataset
+from acefast.data.dataset import Dataset, check_features
 from acefast.data.fastrp import fastrp
 from acefast.data.raw import read_csv, read_npz, read_pt
 from acefast.errors import InputError
@@ -84,15 +84,14 @@ def load_ogb(
                      train.pt is absent
 
     `features` "fastrp" puts an embedding of the graph (`acefast.data.fastrp`, from `seed`) in the place of the features, whose
-    file may then be absent. With `download` a data set that is absent is fetched by the package ogb into `root`; otherwise the
+    file may then be absent, "learned" None, for a network that learns an embedding. With `download` a data set that is absent is fetched by the package ogb into `root`; otherwise the
     network is not used. What is made of the files is kept, under a hash of them, in the subfolder acefast of their folder,
     or in `cache`; a folder without write permission is left alone.
 
     Raises InputError, in one sentence, for data that is missing, damaged or inconsistent.
     """
     layout = OGB[name]
-    if features not in ("given", "fastrp"):
-        raise InputError(f"features {features!r} are not known, expected given or fastrp")
+    check_features(features)
     if add_self_loops and not layout.self_loops:
         raise InputError(f"{name}: self-loops are added to ogbn-arxiv alone, leave add_self_loops out")
     loops = layout.self_loops if add_self_loops is None else add_self_loops
@@ -104,8 +103,8 @@ def load_ogb(
     graph = edges.to_graph(data)
     if features == "fastrp":
         x = cached(store, f"fastrp-{seed}", key, lambda: {"x": fastrp(graph, seed).numpy()})["x"]
-    elif layout.node_features is None:
-        x, features = None, "none"
+    elif features == "learned" or layout.node_features is None:
+        x, features = None, features if features == "learned" else "none"
     else:
         path = _feature_file(name, folder, layout)
         feature_key = _identity(key, folder, [f"raw/{path.name}"])

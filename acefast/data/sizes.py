@@ -48,7 +48,7 @@ class Sizes:
         pairs = min(round(twin.pairs * scale), nodes * (nodes - 1) // 4)
         edges = 2 * pairs + (nodes if twin.self_loops else 0)
         given = twin.columns or (SPECIES + twin.edge_columns if twin.task == "multilabel" else 0)
-        columns = COLUMNS if features == "fastrp" else given
+        columns = {"fastrp": COLUMNS, "learned": 0}.get(features, given)
         per_node = 4 * columns + {"node": 16, "multilabel": 4 * twin.classes + 8, "link": 0}[twin.task]
         held = nodes * per_node + 4 * edges * twin.edge_columns
         held += 16 * (round(sum(twin.split) * scale) + round(sum(twin.negatives) * scale)) if twin.task == "link" else 0

@@ -183,7 +183,7 @@ class GAT(Network):
         if self.pruned != "absent" and edge_keep is not None:
             flags = edge_keep.keep if isinstance(edge_keep, Selection) else edge_keep
             edge_mask, edge_keep = flags.float() if edge_mask is None else edge_mask * flags, None
-        p, h = self.dropout if self.training else 0.0, x
+        p, h = self.dropout if self.training else 0.0, self.given(x)
         for index, layer in enumerate(self.layers):
             part = graph if blocks is None else blocks[index]
             rows, kept = (part.src_nodes, None) if isinstance(part, Block) else (None, edge_keep)

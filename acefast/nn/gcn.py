@@ -197,7 +197,7 @@ class GCN(Network):
     def forward(
         self,
         graph: Graph,
-        x: Tensor | CSR,  # [N, in_channels]
+        x: Tensor | CSR | None,  # [N, in_channels]; see Network.embed for None
         edge_mask: Tensor | None = None,  # float [E]
         edge_keep: Tensor | Selection | None = None,  # bool [E]
         weight_masks: Mapping[str, Tensor] | None = None,  # float, by parameter name
@@ -215,7 +215,7 @@ class GCN(Network):
             shared = first.coefficients(graph, edge_mask, edge_keep) if coefficients is None else coefficients
         else:
             shared = first.entries(graph, edge_mask, edge_keep)
-        h = x
+        h = self.given(x)
         for index, layer in enumerate(self.layers):
             if index:
                 rows = None if blocks is None else blocks[index].src_nodes

@@ -128,7 +128,7 @@ class GIN(Network):
     def forward(self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""
         masks, keeps = weight_masks or {}, weight_keep or {}
-        h, logits = x, []
+        h, logits = self.given(x), []
         for index, layer in enumerate(self.layers):
             part = graph if blocks is None else blocks[index]
             name = f"layers.{index}.lin.weight"

@@ -1,8 +1,10 @@
 """What the networks of a search have in common."""
 
+import torch
 from torch import Tensor, nn
 
 from acefast.csr import CSR
+from acefast.errors import InputError
 from acefast.graph import Graph
 from acefast.nn.edges import part_of
 from acefast.random import generator
@@ -25,19 +27,41 @@ class Network(nn.Module):
 
     layers: nn.ModuleList
 
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("embedding", None)
+
+    def embed(self, num_nodes: int, channels: int, seed: int) -> "Network":
+        """Give the network features of its own, a parameter ``embedding`` [num_nodes, channels] that is trained with it: where x is
+        None they take its place, where x is int64 [n] those of the nodes that it names. First uniform in
+        +-sqrt(6 / (num_nodes + channels)) (Glorot and Bengio, AISTATS 2010). It is never masked."""
+        bound = (6 / (num_nodes + channels)) ** 0.5
+        self.embedding = nn.Parameter(torch.empty(num_nodes, channels))
+        with torch.no_grad():
+            self.embedding.uniform_(-bound, bound, generator=generator(seed, "init", "embedding"))
+        return self
+
+    def given(self, x: CSR | Tensor | None) -> CSR | Tensor:
+        """The features that the first layer reads: x, or those of ``embed``. Raises InputError where there are neither."""
+        if isinstance(x, CSR) or (x is not None and x.is_floating_point()):
+            return x
+        if self.embedding is None:
+            raise InputError("x is no features and the network has none of its own: give x [N, F], or call embed first")
+        return self.embedding if x is None else self.embedding[x]
+
     def reset_parameters(self, seed: int) -> None:
         """Fresh weights from generators named after the layers."""
         for index, layer in enumerate(self.layers):
             layer.reset_parameters(generator(seed, "init", index))
 
-    def macs(self, graph: Graph, x: CSR | Tensor, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+    def macs(self, graph: Graph, x: CSR | Tensor | None, edge_keep: Tensor | None = None, weight_keep=None) -> int:
         """Exact number of multiply-accumulates of one inference on the whole graph with these edges and weights alone.
 
         Counted are products with weights (of a sparse x, for each of its entries those with kept weights; hidden features
         count as dense) and, for each existing edge and self-loop, one for each channel that it passes on. Not counted:
         normalisation, softmax, biases, activations. x [N, F]; edge_keep bool [E]; weight_keep {name: bool} as of the forward.
         """
-        shapes = [x if isinstance(x, CSR) else x.size(0), *[x.shape[0]] * (len(self.layers) - 1)]
+        shapes = [x if isinstance(x, CSR) else graph.num_dst, *[graph.num_dst] * (len(self.layers) - 1)]
         return sum(
             layer.macs(graph, shape, edge_keep, part_of(weight_keep, f"layers.{index}."))
             for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True))

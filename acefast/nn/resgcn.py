@@ -20,6 +20,18 @@ from acefast.random import generator
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
+def kept_tensors(aggr: str, mlp_layers: int) -> int:
+    """How many [N, hidden] tensors a layer keeps for its backward: its input, what goes into the convolution, the messages' sum,
+    of a softmax its denominators, the MLP's input; and twice the width before and after the MLP's norm."""
+    return 4 + aggr.startswith("softmax") + (4 if mlp_layers == 2 else 0)
+
+
+def segment(layers: int, kept: int) -> int:
+    """Layers that are computed again together in backward: of so many layers that keep `kept` tensors each, that with the fewest
+    tensors at the peak, layers / k + kept * k (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016)."""
+    return min(range(1, layers + 1), key=lambda k: -(-layers // k) + kept * k)
+
+
 class ResidualLayer(nn.Module):
     """h + conv(dropout(relu(norm(h)))), the block "res+" of Li et al. (fig. 2); with `edge_encoder` [F, F] behind the network's
     own encoder of edge features."""
@@ -67,8 +79,8 @@ class DeeperGCN(Network):
 
     Args: aggr, t, learn_t of :class:`GENConv`, with mlp_layers linear maps (with bias) each and its norm between them; norm
         "batch" or "layer". edge_attr: features [E, D] of the graph's edges by number, constant; with them each layer adds W_l
-        (W f_e + b) + b_l to the messages, which is one linear map of f_e. recompute: in training, what a layer computes is not
-        kept for backward but computed again there, to the bit; a layer then keeps [N, hidden] instead of about five of them.
+        (W f_e + b) + b_l to the messages, which is one linear map of f_e. recompute: in training, what layers compute is not
+        kept for backward but computed again there, to the bit, a `segment` of layers at a time, of which only the input is kept.
     Masks: one edge mask for all layers; weights ``layers.<i>.conv.mlp.<j>.weight``, named as by PyG's GENConv (j 0, and 4 with
         two linear maps). In training mode the dropout noise is a function of (seed, step, layer, element) alone.
     There is no ``blocks``: statistics of a batch are those of all nodes.
@@ -93,7 +105,7 @@ class DeeperGCN(Network):
             )
             for _ in range(layers)
         )
-        self.dropout, self.recompute = dropout, recompute
+        self.dropout, self.recompute, self.kept = dropout, recompute, kept_tensors(aggr, mlp_layers)
         self.reset_parameters(seed)
 
     @torch.no_grad()
@@ -104,7 +116,7 @@ class DeeperGCN(Network):
             if getattr(self, name) is not None:
                 getattr(self, name).reset_parameters(generator(seed, "init", name))
 
-    def macs(self, graph: Graph, x: CSR | Tensor, edge_keep: Tensor | None = None, weight_keep=None) -> int:
+    def macs(self, graph: Graph, x: CSR | Tensor | None, edge_keep: Tensor | None = None, weight_keep=None) -> int:
         """That of the layers + N · weights of the encoder and the head; with edge features, that of one encoder [hidden, D] at
         each kept edge in each layer."""
         nodes, count = graph.num_dst, graph.num_edges if edge_keep is None else int(edge_keep.sum())
@@ -125,7 +137,7 @@ class DeeperGCN(Network):
     def forward(
         self,
         graph: Graph,
-        x: Tensor | CSR,  # [N, in_channels]
+        x: Tensor | CSR | None,  # [N, in_channels]; see Network.embed for None
         edge_mask: Tensor | None = None,  # float [E]
         edge_keep: Tensor | Selection | None = None,  # bool [E]
         weight_masks=None,  # float, by the names of maskable()
@@ -143,16 +155,22 @@ class DeeperGCN(Network):
                 return layer.convolved(h, graph, *edges, *own)
             return h + layer.convolved(layer.activated(h, p, seed, step * count + index), graph, *edges, *own)
 
-        h = self.node_encoder(x, keep=(weight_keep or {}).get("node_encoder.weight"))
-        recompute = self.recompute and self.training and torch.is_grad_enabled()
-        for index, layer in enumerate(self.layers):
-            if recompute:
-                h = checkpoint(
-                    part, index, h, use_reentrant=False, preserve_rng_state=False,
-                    context_fn=lambda layer=layer: (nullcontext(), statistics_kept(layer)),
-                )  # fmt: skip
-            else:
+        def parts(begin: int, end: int, h: Tensor) -> Tensor:
+            for index in range(begin, end):
                 h = part(index, h)
+            return h
+
+        h = self.node_encoder(self.given(x), keep=(weight_keep or {}).get("node_encoder.weight"))
+        if self.recompute and self.training and torch.is_grad_enabled():
+            size = segment(count, self.kept)
+            for begin in range(0, count, size):
+                end = min(begin + size, count)
+                h = checkpoint(
+                    parts, begin, end, h, use_reentrant=False, preserve_rng_state=False,
+                    context_fn=lambda part=self.layers[begin:end]: (nullcontext(), statistics_kept(part)),
+                )  # fmt: skip
+        else:
+            h = parts(0, count, h)
         return self.lin(self.layers[0].activated(h, p, seed, step * count))
 
 

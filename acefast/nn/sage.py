@@ -94,7 +94,7 @@ class SAGE(Network):
         self, graph, x, edge_mask=None, edge_keep=None, weight_masks=None, weight_keep=None, seed=0, step=0, blocks=None
     ):
         """Arguments and result as :meth:`acefast.nn.GCN.forward`."""
-        h = x
+        h = self.given(x)
         for index, layer in enumerate(self.layers):
             part = graph if blocks is None else blocks[index]
             if index:

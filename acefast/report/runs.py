@@ -252,8 +252,11 @@ def check_config(place, config: dict) -> dict:
     for name, kind in [*((name, str) for name in NAMES), ("seed", int)]:
         if type(config.get(name)) is not kind:
             raise InputError(f"{place} must have {name} as {kind.__name__}, got {config.get(name)!r}; it is no search's")
-    if config.get("task") == "link" and not config["dataset"].endswith(" links"):
-        config["dataset"] += " links"  # never in one table, panel or test with the labels of the same nodes
+    features = config.get("features", "given")
+    marks = {" links": config.get("task") == "link", f", features {features}": features != "given"}
+    for mark, holds in marks.items():  # never in one table, panel or test with other tasks and features
+        if holds and mark not in config["dataset"]:
+            config["dataset"] += mark
     defaults = {name: field.default for name, field in FIELDS.items() if name not in UNHASHED}
     return defaults | {"fix_lr": config.get("lr", FIELDS["lr"].default)} | config
 

@@ -41,7 +41,8 @@ def rows(groups: list[Group]) -> list[dict]:
     a single run, false below 10 seeds), exchanged, seconds; beyond these metric (of val and test), variant, label, seeds
     (in the group), noninferior (the strict rule whatever the number of seeds), bound (its lower bound), epochs, macs,
     the details of each axis that the method tells, such as edges_mined_rank, and inference_dense, inference_regrouped,
-    inference_compact (seconds) and inference_threads where they were measured. dataset is NAME links where task is link.
+    inference_compact (seconds) and inference_threads where they were measured. dataset is NAME links where task is link, and names
+    features that are not given.
     """
     result = []
     for group in groups:

@@ -32,11 +32,13 @@ class SearchConfig:
     """The resolved settings of one search; made by :func:`resolve_config`, saved with the run as ``config.toml``."""
 
     dataset: str = "cora"
-    """Data set: cora, citeseer, pubmed, synthetic-cora, or a file NAME.npz of your own graph (its keys: README)."""
+    """Data set: cora, citeseer, pubmed, synthetic-cora; of OGB ogbn-arxiv, ogbn-proteins, ogbn-products, ogbl-collab, ogbl-ddi; a
+    generated twin, twin:NAME or twin:NAME:SCALE; or a file NAME.npz of your own graph (its keys: README)."""
     data_root: str = ""
     """Folder of the data files (not part of the configuration's hash)."""
-    features: Literal["given", "fastrp"] = "given"
-    """Features of the nodes: the data set's own, or an embedding of the graph alone (FastRP, 128 columns)."""
+    features: Literal["given", "fastrp", "learned"] = "given"
+    """Features of the nodes: the data set's own, an embedding of the graph alone (FastRP, 128 columns), or an embedding that is
+    trained with the network (as many columns as hidden channels, never masked)."""
     variant: str = ""
     """Name that reports give to these settings (not part of the configuration's hash)."""
     task: Task = "node"
@@ -63,6 +65,9 @@ class SearchConfig:
     """Hidden channels; of each head for gat."""
     embedding: int = 16
     """link: numbers that the network gives for each node; a pair's score is the scalar product of its two nodes'."""
+    links: int = 0
+    """link: training links of an epoch, which then is one step on a part of them, passing over all in a random order; with as
+    many pairs that no edge joins; 0: all of them."""
     heads: int = 8
     """Attention heads of the hidden layers of gat."""
     dropout: float = 0.5
@@ -196,7 +201,7 @@ class SearchConfig:
 
 
 UNHASHED = ("data_root", "variant", "recompute")
-LATER = ("task", "embedding", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr")
+LATER = ("task", "embedding", "links", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr")
 FIXED_BY_RELEASED = (
     "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau "
     "standardise pruned_edges"
@@ -275,7 +280,7 @@ def _range(names: str, test, words: str) -> dict:
 
 RANGES = {
     **_range("rounds", lambda v: v == "auto" or v >= 0, "0 or more, or auto"),
-    **_range("seed ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
+    **_range("seed links ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
     **_range("layers hidden embedding heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
     **_range("dropout prune_edges prune_weights carry", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),

@@ -15,6 +15,7 @@ import torch
 
 from acefast.data import Dataset, Sizes
 from acefast.errors import InputError
+from acefast.nn.resgcn import kept_tensors, segment
 from acefast.search.config import SearchConfig
 
 LIBRARIES = 160 * 2**20  # what a first training step makes torch load, CPU
@@ -73,6 +74,9 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     `process` bytes already."""
     if config.task == "link":
         sizes = replace(sizes, outputs=config.embedding)
+    learned = config.hidden if config.features == "learned" else 0
+    if learned:
+        sizes = replace(sizes, columns=learned, entries=sizes.nodes * learned)
     n, e, f = sizes.nodes, sizes.edges, config.hidden
     if config.backbone == "gat":
         e += n  # a loop for each node, with a mask
@@ -93,6 +97,7 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
         "graph, both ways": int(e * index * (2 if sizes.undirected else 3) + 16 * n),
         "features and labels": sizes.feature_bytes,
         "weights, masks, moments": 44 * weights,
+        "learned features, gradients, moments": 28 * n * learned,
         "edge mask, gradients, moments": int(e * (16 + (20 if kept < 1 else 16) * kept)) if masked else 0,
         "kept edges, both ways": int(e * 4 * index * kept) if kept < 1 else 0,
         "patterns and scores": e * (20 if exchanges else 4) if masked else 0,
@@ -134,10 +139,9 @@ def _weights(sizes: Sizes, config: SearchConfig, widths: list[int]) -> int:
 def _kept_columns(config: SearchConfig, widths: list[int], recompute: bool) -> int:
     """Columns of the [N, ...] tensors that a forward pass keeps for backward."""
     if config.backbone == "resgcn":
-        # of a layer: its input, what goes into the convolution, the messages' sum, the softmax's denominators, the MLP's input;
-        # and twice the width before and after its norm
-        own = 4 + config.aggr.startswith("softmax") + (4 if config.mlp_layers == 2 else 0)
-        return config.hidden * (config.layers + own - 1 if recompute else config.layers * own)
+        kept = kept_tensors(config.aggr, config.mlp_layers)
+        size = segment(config.layers, kept) if recompute else config.layers
+        return config.hidden * (-(-config.layers // size) - 1 + kept * size)
     pairs = list(zip(widths, widths[1:], strict=False))
     if config.backbone == "gat":  # the dropped input and its noise; z, its weighted sums, ELU's output
         return sum(2 * a + 3 * b for a, b in pairs)

@@ -123,8 +123,10 @@ def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
     edge number E + i, which carries a mask like any edge (UGS). Raises InputError where the data cannot be learned so."""
     if dataset.task == "link" and config.task != "link":
         raise InputError(f"{dataset.name} has the task 'link', and {config.task!r} was asked for: set task link (--task link)")
-    if dataset.x is None:
-        raise InputError(f"{dataset.name} has no features, which every backbone needs: give some, such as features='fastrp'")
+    if config.features == "learned":
+        dataset = replace(dataset, x=None, features="learned")
+    elif dataset.x is None:
+        raise InputError(f"{dataset.name} has no features, which every backbone needs: take features learned or fastrp")
     if dataset.task != "node" or config.task != "node":
         for name in (config.score, config.edge_score or config.score):
             if "predictions" in find_score(name).needs:
@@ -149,10 +151,12 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
         ),
     }[config.backbone]  # fmt: skip
     outputs = config.embedding if config.task == "link" else data.num_classes
-    return nn.build(
-        config.backbone, data.num_features, outputs, seed=config.seed if seed is None else seed,
+    seed, learned = config.seed if seed is None else seed, data.x is None
+    model = nn.build(
+        config.backbone, config.hidden if learned else data.num_features, outputs, seed=seed,
         hidden=config.hidden, layers=config.layers, dropout=config.dropout, **own,
     )  # fmt: skip
+    return model.embed(data.num_nodes, config.hidden, seed) if learned else model
 
 
 def _rounds(search: Search, state: State, store, stages: list) -> None:

@@ -66,7 +66,7 @@ class Search:
     def retrain(self, state: State, stage: str, pattern: Pattern | None) -> Fit:
         """Train the first weights with frozen masks for ``fix_epochs``."""
         c = self.config
-        schedule = Schedule(c.fix_epochs, c.fix_lr, c.weight_decay)
+        schedule = Schedule(c.fix_epochs, c.fix_lr, c.weight_decay, links=c.links)
         return self._train(state, stage, stage, schedule, pattern, None)
 
     def train_masks(
@@ -75,7 +75,7 @@ class Search:
         """Train the first weights and soft masks together; ``model`` names the network within the stage, ``noise`` the draw
         of the masks' first values; ``until`` ends it (see ``train``)."""
         c = self.config
-        schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2)
+        schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2, c.links)
         masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, noise), self.axes)
         return self._train(state, stage, model, schedule, pattern, masks, until)
 
@@ -140,7 +140,7 @@ class Search:
 
     def _loss(self, outputs: Tensor, fit: Fit) -> Tensor:
         """The training loss of the fit's best epoch, with what its task drew for it."""
-        task = make_task(self.data, fit.seed)
+        task = make_task(self.data, fit.seed, self.config.links)
         return task.loss(at(outputs, task.nodes["train"]), "train", fit.best_epoch)
 
     def _carried(self, state: State, scores: SoftMasks, pattern: Pattern, axes) -> SoftMasks:

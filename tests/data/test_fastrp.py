@@ -39,6 +39,6 @@ def test_in_the_place_of_given_features(refusal):
     data = load_dataset("synthetic-cora", features="fastrp")
     assert data.features == "fastrp" and torch.equal(data.x, fastrp(data.graph)) and data.num_features == COLUMNS
     assert load_dataset("synthetic-cora").features == "given"
-    assert "features 'none' are not known, expected given or fastrp" in refusal(
+    assert "features 'none' are not known, expected one of given, fastrp, learned" in refusal(
         load_dataset, "synthetic-cora", features="none"
     )

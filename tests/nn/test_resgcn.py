@@ -7,6 +7,7 @@ import torch
 
 from acefast import Graph
 from acefast.nn import SAGE, DeeperGCN, build, state_of
+from acefast.nn.resgcn import segment
 from acefast.ops import backend
 
 NODES, EDGES, RAW = 14, 60, 3
@@ -63,13 +64,20 @@ def test_counted_weights_are_those_of_the_published_configurations():
         assert sum(w.numel() for w in model.maskable().values()) == 458_752
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_recomputation_gives_the_same_bits(example, norm):
+def test_segments_of_layers_take_the_fewest_tensors():
+    for layers, kept in ((1, 5), (4, 9), (11, 5), (12, 5), (28, 5), (28, 9), (112, 5)):
+        peaks = {k: -(-layers // k) + kept * k for k in range(1, layers + 1)}
+        assert peaks[segment(layers, kept)] == min(peaks.values())
+    assert [segment(layers, 5) for layers in (4, 12, 28, 112)] == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize(("norm", "layers"), [("batch", 4), ("layer", 4), ("batch", 25)])
+def test_recomputation_gives_the_same_bits(example, norm, layers):
     graph, _, x, mask, keep, attr = example
     results = []
     for recompute in (False, True):
         model = DeeperGCN(
-            5, 8, 4, layers=4, aggr="softmax", learn_t=True, mlp_layers=2, norm=norm, edge_attr=attr,
+            5, 8, 4, layers=layers, aggr="softmax", learn_t=True, mlp_layers=2, norm=norm, edge_attr=attr,
             recompute=recompute, seed=1,
         ).train()
         edge_mask = mask.clone().requires_grad_()

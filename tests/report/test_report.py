@@ -326,3 +326,10 @@ def test_seconds_are_optional(tmp_path, write_run):
     groups = report.read_groups([folder])
     assert [row["seconds"] for row in report.rows(groups)] == [None, None]
     report.write(groups)
+
+
+def test_other_tasks_and_features_are_other_data(write_run, tmp_path):
+    for name, more in {"plain": {}, "given": dict(features="given"), "made": dict(features="fastrp"), "links": dict(task="link")}.items():
+        write_run(tmp_path / name, [0.8, 0.7], seed=1 if name == "given" else 0, **more)
+    groups = report.read_groups([tmp_path])
+    assert sorted(group.config["dataset"] for group in groups) == ["cora", "cora links", "cora, features fastrp"]

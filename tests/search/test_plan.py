@@ -32,7 +32,7 @@ def test_parts_follow_the_settings():
 
     row = 4 * ARXIV.nodes * 128  # one [N, hidden]
     kept, again = plan(recompute="no"), plan(recompute="yes")
-    assert kept.parts["activations kept"] == 28 * 5 * row and again.parts["activations kept"] == 32 * row
+    assert kept.parts["activations kept"] == 28 * 5 * row and again.parts["activations kept"] == (14 - 1 + 2 * 5) * row
     assert plan(layers=14, recompute="no").parts["activations kept"] == 14 * 5 * row
     # mask, its copy, two gradients; and of the kept edges value, two moments, best epoch's and place
     assert kept.parts["edge mask, gradients, moments"] == int(ARXIV.edges * (16 + 20 * 0.95))
