@@ -1,6 +1,7 @@
 """Graph: an immutable edge set in CSR by destination and CSC by source, with conversions from and to its neighbours."""
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 import torch.utils._pytree
@@ -136,6 +137,18 @@ class Graph:
             edges = ordered
         return edges
 
+    def pieces(self, edges: int = 2**20) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All edges by destination, about so many at a time, as (their numbers, sources, destinations), int64: for what is summed
+        over edges or written for each, without [2, E] at once."""
+        starts = torch.arange(0, self.num_edges, edges, device=self.device)
+        rows = torch.unique(torch.searchsorted(self.rowptr, starts, right=True) - 1).tolist()
+        for begin, end in zip(rows, [*rows[1:], self.num_dst], strict=False):
+            first, last = int(self.rowptr[begin]), int(self.rowptr[end])
+            count = self.rowptr[begin + 1 : end + 1] - self.rowptr[begin:end]
+            dst = torch.repeat_interleave(torch.arange(begin, end, device=self.device), count, output_size=last - first)
+            slots = torch.arange(first, last, device=self.device)
+            yield slots if self.eid is None else self.eid[first:last].long(), self.col[first:last].long(), dst
+
     def in_degrees(self) -> Tensor:
         """Number of edges into each destination, int64 [N_dst]."""
         return self.rowptr[1:] - self.rowptr[:-1]
@@ -148,8 +161,15 @@ class Graph:
         """SHA-256 (hex) of the node counts and the edges in the caller's order: what a ticket is bound to."""
         if self._fingerprint is None:
             digest = hashlib.sha256(f"{self.num_src} {self.num_dst} {self.num_edges}".encode())
-            edges = self._make_edge_index() if self._edge_index is None else self._edge_index
-            digest.update(edges.cpu().contiguous().numpy())
+            for side in (1, 2):  # sources, then destinations
+                ordered = None if self.eid is None else torch.empty_like(self.col)
+                for piece in self.pieces():
+                    if ordered is None:
+                        digest.update(piece[side].cpu().numpy())
+                    else:
+                        ordered[piece[0]] = piece[side].to(ordered.dtype)
+                for part in () if ordered is None else ordered.split(2**20):
+                    digest.update(part.long().cpu().numpy())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

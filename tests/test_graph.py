@@ -1,5 +1,6 @@
 """Graph: structure, checks, conversions."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -195,3 +196,15 @@ def test_rows_of_a_sparse_matrix_and_its_graph():
     assert torch.allclose(turned.grad, 2 * dense[rows].sum(0).unsqueeze(1).expand(7, 5), atol=1e-6)
     with pytest.raises(InputError, match="value must be float"):
         x.with_values(torch.ones(2))
+
+
+@pytest.mark.parametrize("size", [1, 3, 2**20])
+def test_pieces_are_the_edges_in_order_of_their_destinations(zoo, size):
+    for name, graph in zoo.items():
+        found = [torch.cat(parts) for parts in zip(*graph.pieces(size), strict=True)] or [torch.zeros(0, dtype=torch.long)] * 3
+        edges, src, dst = found
+        assert torch.equal(torch.stack((src, dst)), graph.edge_index()[:, edges]), name
+        assert torch.equal(edges.sort().values, torch.arange(graph.num_edges)) and bool((dst.diff() >= 0).all())
+        digest = hashlib.sha256(f"{graph.num_src} {graph.num_dst} {graph.num_edges}".encode())
+        digest.update(graph.edge_index().numpy())
+        assert graph.fingerprint() == digest.hexdigest()

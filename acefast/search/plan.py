@@ -19,7 +19,7 @@ from acefast.nn.resgcn import kept_tensors, segment
 from acefast.search.config import SearchConfig
 
 LIBRARIES = 160 * 2**20  # what a first training step makes torch load, CPU
-LOADING = 32  # bytes an edge beside the data: the fingerprint goes over [2, E] int64, made of two copies
+LOADING = 24  # bytes an edge beside the data that making a twin takes; a first reading of OGB's files may take 90, later ones 0
 WORKING = {"resgcn": 5, "gat": 4}  # tensors like a layer's widest, in its backward pass; of the others 3
 EXPONENTIAL = {"resgcn": 2.0, "gat": 2.0}  # time of a pass over the messages in copies of them, where it is not the sum's 1
 ROUNDS = 20  # that a ladder of "auto" is planned with

@@ -175,10 +175,16 @@ class Search:
         """(agreement, degrees) of every edge, existing or not; see ``acefast.pruning.scores.Inputs``."""
         graph = self.data.graph
         p = self._at_best(fit, fit.masks, pattern).softmax(1)
-        src, dst = graph.edge_index()
-        kept = pattern.edges
-        into, out = (torch.bincount(ends[kept], minlength=graph.num_dst) for ends in (dst, src))
-        return ops.sddmm(graph, p, p), (out[src].float(), into[dst].float())
+        into, out = (torch.zeros(graph.num_dst, dtype=torch.int64, device=graph.device) for _ in range(2))
+        for edges, src, dst in graph.pieces():
+            kept = pattern.edges[edges]
+            into += torch.bincount(dst[kept], minlength=graph.num_dst)
+            out += torch.bincount(src[kept], minlength=graph.num_dst)
+        agreement = ops.sddmm(graph, p, p)
+        from_out, into_in = torch.empty_like(agreement), torch.empty_like(agreement)
+        for edges, src, dst in graph.pieces():
+            from_out[edges], into_in[edges] = out[src].float(), into[dst].float()
+        return agreement, (from_out, into_in)
 
     def _mask_gradients(self, fit: Fit, pattern: Pattern) -> SoftMasks:
         """dL/dm of the training loss of the fit's best epoch without dropout and L1 terms."""

@@ -85,16 +85,20 @@ def edge_fields(search: Search, keep: Pattern) -> dict:
     where there are none, and for homophily where nodes have no single class."""
     if "edges" not in search.axes:
         return {}
-    graph, labels = search.data.graph, search.data.y
-    src, dst = graph.edge_index()
-    degree = (graph.in_degrees()[src] + graph.in_degrees()[dst]) / 2
+    labels, degrees = search.data.y, search.data.graph.in_degrees()
+    single = labels is not None and labels.dim() == 1
+    count, alike, ends = ({"kept": 0, "removed": 0} for _ in range(3))
+    for edges, src, dst in search.data.graph.pieces():
+        kept, apart = keep.edges[edges], src != dst
+        same, both = labels[src] == labels[dst] if single else None, degrees[src] + degrees[dst]
+        for name, chosen in (("kept", kept & apart), ("removed", ~kept & apart)):
+            count[name] += int(chosen.sum())
+            alike[name] += int(same[chosen].sum()) if single else 0
+            ends[name] += int(both[chosen].sum())
     fields = {}
-    for name, chosen in (("kept", keep.edges), ("removed", ~keep.edges)):
-        chosen = chosen & (src != dst)
-        count = int(chosen.sum())
-        alike = int((labels[src] == labels[dst])[chosen].sum()) if labels is not None and labels.dim() == 1 else None
-        fields[f"edges_homophily_{name}"] = alike / count if count and alike is not None else None
-        fields[f"edges_degree_{name}"] = float(degree[chosen].double().mean()) if count else None
+    for name in count:
+        fields[f"edges_homophily_{name}"] = alike[name] / count[name] if count[name] and single else None
+        fields[f"edges_degree_{name}"] = ends[name] / 2 / count[name] if count[name] else None
     return fields
 
 
