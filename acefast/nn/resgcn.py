@@ -153,7 +153,7 @@ class DeeperGCN(Network):
             own = part_of(weight_masks, prefix), part_of(weight_keep, prefix)
             if not index:
                 return layer.convolved(h, graph, *edges, *own)
-            return h + layer.convolved(layer.activated(h, p, seed, step * count + index), graph, *edges, *own)
+            return layer.convolved(layer.activated(h, p, seed, step * count + index), graph, *edges, *own).add_(h)
 
         def parts(begin: int, end: int, h: Tensor) -> Tensor:
             for index in range(begin, end):

@@ -2,6 +2,7 @@
 // tiles of C, each summed over K in one fixed order. (BLAS gives other bits for other thread counts.)
 #pragma once
 
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "cpu/vec.h"
 
@@ -74,47 +75,76 @@ void gemm_edge(int64_t rows, int64_t columns, Strided<A> a, const A* b, int64_t 
     gemm_tile<A, MR, NV, true>(a, b, ldb, c, ldc, init, init_stride, depth, tail);
 }
 
+// A long sum, such as a weight gradient over all nodes: pieces of K, cut by the shapes alone, each with a C of its own,
+// that are added in their order. Rows of B are copied a panel at a time, so that they are aligned and read from the cache;
+// A and B are read once.
+template <class A>
+void gemm_deep(int64_t M, int64_t N, int64_t K, Strided<A> a, const A* b, int64_t ldb, A* c, int64_t ldc,
+               const A* bias) {
+  constexpr int64_t nr = kGemmVecs * kLanesOf<A>, kPieces = 64, kPartial = int64_t(1) << 24;
+  const int64_t wanted = std::max<int64_t>(1, std::min({K / (2 * kGemmDepth), kPieces, kPartial / (M * N)}));
+  const int64_t piece = ((K + wanted - 1) / wanted + kGemmDepth - 1) / kGemmDepth * kGemmDepth;
+  const int64_t pieces = (K + piece - 1) / piece;
+  const Scratch<A> partial(pieces * M * N);
+  parallel_tasks(pieces, [&](int64_t task, int64_t) {
+    const Scratch<A> panel(kGemmDepth * nr);
+    A* sum = partial.get() + task * M * N;
+    for (int64_t k0 = task * piece; k0 < std::min(K, (task + 1) * piece); k0 += kGemmDepth) {
+      const int64_t depth = std::min(kGemmDepth, K - k0);
+      for (int64_t n = 0; n < N; n += nr) {
+        const int64_t columns = std::min(nr, N - n);
+        for (int64_t k = 0; k < depth; ++k) std::copy_n(b + (k0 + k) * ldb + n, columns, panel.get() + k * nr);
+        for (int64_t m = 0; m < M; m += kGemmRows) {
+          A* out = sum + m * N + n;
+          gemm_edge<A, kGemmRows, kGemmVecs>(std::min<int64_t>(kGemmRows, M - m), columns,
+                                             {a.a + m * a.row + k0 * a.col, a.row, a.col}, panel.get(), nr, out, N,
+                                             k0 > task * piece ? out : nullptr, N, depth);
+        }
+      }
+    }
+  });
+  parallel_range(M, std::max<int64_t>(1, (int64_t(1) << 14) / N), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      for (int64_t n = 0; n < N; ++n) {
+        A s = bias ? bias[n] : A(0);
+        for (int64_t p = 0; p < pieces; ++p) s += partial.get()[(p * M + m) * N + n];
+        c[m * ldc + n] = s;
+      }
+    }
+  });
+}
+
 // bias [N] or nullptr.
 template <class A>
 void gemm(int64_t M, int64_t N, int64_t K, Strided<A> a, const A* b, int64_t ldb, A* c, int64_t ldc, const A* bias) {
   constexpr int L = kLanesOf<A>;
   if (M == 0 || N == 0) return;
+  if (K > 4 * std::max(M, N) && M >= 8 * kGemmRows) return gemm_deep(M, N, K, a, b, ldb, c, ldc, bias);
   const int64_t nr = std::min<int64_t>(kGemmVecs * L, (N + L - 1) / L * L);
   const int64_t max_rows = nr <= L ? 12 : kGemmRows;
   const int64_t shares = (M + max_rows - 1) / max_rows,
                 mr = (M + shares - 1) / shares;  // even shares, at most max_rows
-  // A long sum (a weight gradient) takes one panel of B per task, copied so that it is aligned and read from the cache;
-  // else a task takes few rows of A and many columns, and A is read once.
-  const bool deep = K > 4 * std::max(M, N) && M >= 8 * kGemmRows;
-  const int64_t panels = (N + nr - 1) / nr;
-  const int64_t mb = deep ? std::max<int64_t>(1, shares * panels / 16) * mr : mr * 8;
-  const int64_t m_tiles = (M + mb - 1) / mb;
-  const int64_t nb = !deep && m_tiles * ((N + 4 * nr - 1) / (4 * nr)) >= 16 ? 4 * nr : nr;
+  // A task takes few rows of A and many columns, and A is read once.
+  const int64_t mb = mr * 8, m_tiles = (M + mb - 1) / mb;
+  const int64_t nb = m_tiles * ((N + 4 * nr - 1) / (4 * nr)) >= 16 ? 4 * nr : nr;
   const int64_t n_tiles = (N + nb - 1) / nb;
   parallel_tasks(m_tiles * n_tiles, [&](int64_t task, int64_t) {
     const int64_t m0 = task / n_tiles * mb, m1 = std::min(M, m0 + mb), n0 = task % n_tiles * nb,
                   n1 = std::min(N, n0 + nb);
-    std::vector<A> panel(deep ? kGemmDepth * nr : 0);
     for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += kGemmDepth) {
       const int64_t depth = std::min(kGemmDepth, K - k0);
       for (int64_t n = n0; n < n1; n += nr) {
         const int64_t columns = std::min(nr, n1 - n);
         const A* bp = b + k0 * ldb + n;
-        int64_t ld = ldb;
-        if (deep) {
-          for (int64_t k = 0; k < depth; ++k) std::copy_n(bp + k * ldb, columns, panel.data() + k * nr);
-          bp = panel.data();
-          ld = nr;
-        }
         for (int64_t m = m0; m < m1; m += mr) {
           const Strided<A> tile{a.a + m * a.row + k0 * a.col, a.row, a.col};
           A* out = c + m * ldc + n;
           const A* init = k0 ? out : bias ? bias + n : nullptr;
           const int64_t rows = std::min(mr, m1 - m);
           if (nr <= L)
-            gemm_edge<A, 12, 1>(rows, columns, tile, bp, ld, out, ldc, init, k0 ? ldc : 0, depth);
+            gemm_edge<A, 12, 1>(rows, columns, tile, bp, ldb, out, ldc, init, k0 ? ldc : 0, depth);
           else
-            gemm_edge<A, kGemmRows, kGemmVecs>(rows, columns, tile, bp, ld, out, ldc, init, k0 ? ldc : 0, depth);
+            gemm_edge<A, kGemmRows, kGemmVecs>(rows, columns, tile, bp, ldb, out, ldc, init, k0 ? ldc : 0, depth);
         }
       }
     }

@@ -219,23 +219,6 @@ void narrow_to(const A* in, T* out, int64_t n) {
   });
 }
 
-// Uninitialised scratch, on huge pages where large.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t n)
-      : data_(static_cast<A*>(::operator new(size_t(n > 0 ? n : 1) * sizeof(A), std::align_val_t(64)))) {
-    if (n * int64_t(sizeof(A)) >= 2 * kHugePage) advise_huge(data_.get(), n * int64_t(sizeof(A)));
-  }
-  A* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(A* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<A, Free> data_;
-};
-
 // p itself where T = A, else a widened copy held by `held`.
 template <class T, class A>
 const A* as_acc(const T* p, int64_t n, std::unique_ptr<Scratch<A>>& held) {

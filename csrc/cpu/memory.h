@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #include "common/tensor.h"
 
@@ -20,6 +22,23 @@ inline void advise_huge(void* data, int64_t bytes) {
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal costs nothing
 #endif
 }
+
+// Uninitialised scratch, on huge pages where large.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n)
+      : data_(static_cast<A*>(::operator new(size_t(n > 0 ? n : 1) * sizeof(A), std::align_val_t(64)))) {
+    if (n * int64_t(sizeof(A)) >= 2 * kHugePage) advise_huge(data_.get(), n * int64_t(sizeof(A)));
+  }
+  A* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(A* p) const { ::operator delete(p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<A, Free> data_;
+};
 
 // A fresh tensor, on huge pages where it is large enough for them.
 inline Tensor on_huge_pages(Tensor t) {

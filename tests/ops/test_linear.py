@@ -186,6 +186,29 @@ def test_native_and_reference_agree_on_threads():
         assert torch.equal(found[0], ops.relu_dropout(x, 0.5, 1, 2))
 
 
+@pytest.mark.parametrize("shape", [(4999, 70, 52), (513, 64, 48), (50, 301, 60), (300, 48, 64)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_long_sums_in_pieces(shape, dtype):
+    rows, inputs, outputs = shape
+    draw = torch.Generator().manual_seed(rows)
+    x, weight, dy = (torch.randn(*s, generator=draw).to(dtype) for s in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+    bias = torch.randn(outputs, generator=draw, dtype=reference.accumulator(dtype))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+            y = ops.masked_linear(leaves[0], leaves[1], None, leaves[2])
+            found.append((y.detach(), *torch.autograd.grad(y, leaves, dy)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    x, weight, dy = x.double(), weight.double(), dy.double()
+    exact = (x @ weight.T + bias, dy @ weight, dy.T @ x, dy.sum(0))
+    for what, a, b in zip(("y", "dx", "dw", "dbias"), found[0], exact, strict=True):
+        assert_close(a, b, dtype, what)
+
+
 def test_autocast_region_does_not_narrow_the_product(each_backend):
     x, weight = torch.randn(20, 16), torch.randn(5, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
