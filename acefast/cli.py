@@ -1,6 +1,7 @@
 """The command line: acefast search | plan | grid | demo | report | pack | inspect | retrain | export | predict | time | env.
 
-Bad input ends with one sentence on standard error and exit status 2, Ctrl-C with 130 and SIGTERM with 143.
+Bad input ends with one sentence on standard error and exit status 2, a time limit that comes first with 3, Ctrl-C with 130
+and SIGTERM with 143.
 """
 
 import contextlib
@@ -11,8 +12,9 @@ import platform
 import re
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +31,7 @@ from acefast import report
 from acefast.data import Sizes, download_planetoid, load_dataset, split_links
 from acefast.errors import InputError
 from acefast.files import write_atomic
-from acefast.grid import run_grid
+from acefast.grid import LEFT, run_grid
 from acefast.ops import backend
 from acefast.progress import SearchProgress, clock
 from acefast.pruning.ticket import Ticket
@@ -64,7 +66,9 @@ class SearchOptions:
     """Search for a winning ticket: train the dense baseline, then prune round by round.
 
     Settings that are not given come from --preset for the --dataset, --task, --backbone and --method; the defaults shown here
-    are those for what is given. The run's folder can be resumed at any time by the same command.
+    are those for what is given. The run's folder can be resumed at any time by the same command, from the epoch at which it
+    was stopped: Ctrl-C, SIGTERM and the time limit let the running epoch end and write what was trained; a second Ctrl-C ends
+    at once. Exit status 3 when the time limit came first.
     """
 
     out: Path
@@ -75,6 +79,10 @@ class SearchOptions:
     memory_limit: str | None = None
     """Memory that the run may take, such as 16GB; what the machine (or the GPU) has unless given. A run that is planned to need
     more is refused."""
+    time_limit: str | None = None
+    """Time after which the search stops so that the same command can go on later, such as 90s, 25m or 1h30m; loading counts."""
+    checkpoint_epochs: int | None = None
+    """Epochs between two writes of what the running stage has trained so far; about a minute unless given."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +279,10 @@ class EnvOptions:
     """Print JSON."""
 
 
+class OutOfTime(Exception):
+    """A search whose time limit came before its end; the text says so."""
+
+
 class Stopped(BaseException):
     """A signal that ends the command."""
 
@@ -291,9 +303,12 @@ def main(args: list[str] | None = None) -> int:
             return _dispatch(args)
     except InputError as error:
         return _fail(str(error))
+    except OutOfTime as over:
+        _say(str(over))
+        return LEFT
     except Stopped as stop:
         name = "Ctrl-C" if stop.number == signal.SIGINT else signal.Signals(stop.number).name
-        _fail(f"stopped by {name}; the same command goes on from the last finished stage")
+        _fail(f"stopped by {name}; the same command goes on from the last epoch that was saved")
         return 128 + stop.number
     except BrokenPipeError:
         # Whoever read the output went away; nothing more can be said to them.
@@ -306,6 +321,32 @@ def main(args: list[str] | None = None) -> int:
 
 def _stop(number, frame):
     raise Stopped(number)
+
+
+@contextlib.contextmanager
+def _stopping_between_events(progress: Callable[[dict], None]) -> Iterator[Callable[[dict], None]]:
+    """The callback of a search which a signal stops at its next event, such as an epoch's end, so that nothing is lost; the
+    same signal again stops it at once."""
+    came: list[int] = []
+
+    def note(number, frame):
+        if number in came:
+            raise Stopped(number)
+        came.append(number)
+
+    def tell(event: dict) -> None:
+        progress(event)
+        if came:
+            raise Stopped(came[0])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield tell
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if came:
+        raise Stopped(came[0])
 
 
 def _say(sentence: str) -> None:
@@ -383,12 +424,14 @@ def _resolved(options_class, command: str, args: list[str], *first) -> tuple:
 
 
 def search(args: list[str]) -> int:
+    began = time.monotonic()
     options, config = _resolved(SearchOptions, "search", args, tyro.MISSING)
+    end = None if options.time_limit is None else began + _seconds(options.time_limit)
     console = Console()
     if options.download:
         for path in download_planetoid(config.dataset, config.data_root):
             console.print(f"fetched {path}", soft_wrap=True, highlight=False)
-    was_complete = run(config, options.out, console, options.memory_limit)
+    was_complete = run(config, options.out, console, options.memory_limit, end, options.checkpoint_epochs)
     if was_complete:
         console.print(f"{options.out} is complete; nothing was computed.", soft_wrap=True)
     finish(console, [options.out], None)
@@ -478,9 +521,12 @@ def demo(args: list[str]) -> int:
     return 0
 
 
-def run(config: SearchConfig, out: Path, console: Console, memory_limit: str | None = None) -> bool:
+def run(
+    config: SearchConfig, out: Path, console: Console,
+    memory_limit: str | None = None, end: float | None = None, checkpoint_epochs: int | None = None,
+) -> bool:  # fmt: skip
     """Search with progress shown, refused before anything is made where it would not fit; True where the folder already was
-    complete."""
+    complete. Raises OutOfTime where ``end``, by ``time.monotonic``, came first."""
     data = None if Sizes.named(config.dataset, config.features) else load_data(config)
     ahead = _outlook(config, data, memory_limit)
     if ahead.sizes.edges >= PLANNED_EDGES:
@@ -494,8 +540,11 @@ def run(config: SearchConfig, out: Path, console: Console, memory_limit: str | N
         soft_wrap=True,
         highlight=False,
     )
-    with SearchProgress(config.method, console) as progress:
-        run_search(data, config, out, progress)
+    time_limit = None if end is None else max(0.0, end - time.monotonic())
+    with SearchProgress(config.method, console) as progress, _stopping_between_events(progress) as tell:
+        done = run_search(data, config, out, tell, time_limit=time_limit, checkpoint_epochs=checkpoint_epochs)
+    if not done.complete:
+        raise OutOfTime(f"the time limit came before the end of {out}; the same command goes on from there")
     return progress.was_complete
 
 

@@ -10,9 +10,16 @@ from acefast.errors import InputError
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | str, sync: bool = True) -> None:
-    """Write `data` to `path` so that a reader, or a machine that stops, sees the old file or the new one and no part of
-    either: a temporary file beside it, synced, then renamed over it. The folder must exist. Text is UTF-8. Without `sync` the
-    promise holds for readers and for a process that is killed, not for a machine that stops.
+    """Write `data` to `path` by :func:`replacing`. Text is UTF-8."""
+    with replacing(path, sync) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
+    """The path of a file to write, which then takes the place of `path`, so that a reader, or a machine that stops, sees the
+    old file or the new one and no part of either: a temporary file beside it, synced, then renamed over it. The folder must
+    exist. Without `sync` the promise holds for readers and for a process that is killed, not for a machine that stops.
 
     Raises InputError where the path cannot be written.
     """
@@ -20,10 +27,9 @@ def write_atomic(path: str | os.PathLike, data: bytes | str, sync: bool = True) 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with open(temporary, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
-                if sync:
+            yield temporary
+            if sync:
+                with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:

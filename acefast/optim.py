@@ -107,6 +107,12 @@ class MaskedAdam(torch.optim.Optimizer):
         """The parameter's own state that training changes: [theta] or [theta, mask] of the kept elements, in memory order."""
         return [self.state[p][name] for name in ("theta", "mask") if name in self.state[p]]
 
+    def moments(self) -> list[Tensor]:
+        """The moments of all factors and the numbers of steps taken: with the factors, all that a step goes on from."""
+        states = [self.state[p] for group in self.param_groups for p in group["params"]]
+        moments = [state[name] for state in states for name in state if name.endswith(("_mean", "_square"))]
+        return moments + [group["step"] for group in self.param_groups]
+
     @torch.no_grad()
     def expand(self, p: torch.nn.Parameter, elements: Tensor, fill: Tensor | float = 0.0) -> Tensor:
         """A tensor like the parameter, contiguous, that holds ``elements`` (one for each kept element, in the order of

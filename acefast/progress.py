@@ -7,19 +7,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 QUIET_SECONDS = 30.0  # without a terminal, a stage is announced when nothing was printed for so long
+LONG_SECONDS = 300.0  # and within a training the epoch
 
 
 class SearchProgress:
     """The `progress` of `run_search`: called with its events, used as a context so that the bars go away.
 
-    The time left is the mean time of each stage so far, in this process, times the stages to come; unknown until each
-    stage has been seen once.
+    The time left is the mean time of each stage so far, in this process, times the stages to come; until each stage has
+    been seen once, the mean time of an epoch times the epochs that the search has left at most, where they are known.
     """
 
     def __init__(self, name: str, console: Console):
         self.name, self.console = name, console
         self.rounds = self.done = 0
         self.stages: list[str] = []
+        self.epochs_left: int | None = None
+        self.epochs = 0  # in this process
         self.waiting: list[str] = []
         self.took: dict[str, list[float]] = defaultdict(list)
         self.began = self.spoke = time.monotonic()
@@ -53,6 +56,7 @@ class SearchProgress:
 
     def on_run(self, event):
         self.rounds, self.stages, self.done = event["rounds"], list(event["stages"]), event["done"]
+        self.epochs_left = event["epochs"]
         self.was_complete = self.done > self.rounds
         if 0 < self.done <= self.rounds:
             self.say(f"{self.name}: going on with round {self.done} of {self.rounds}")
@@ -66,7 +70,7 @@ class SearchProgress:
         here = self.stages[self.stages.index(stage) :] if stage in self.stages else [stage]
         self.waiting = here + self.stages * (self.rounds - round_)
         if self.bars is None and self.stage_began - self.spoke > QUIET_SECONDS:
-            self.say(f"{self.name}: round {round_} of {self.rounds}, {stage}; {self.times()}")
+            self.say(f"{self.name}: {self.where(event)}; {self.times()}")
         self.draw(round_, stage)
 
     def on_stage_end(self, event):
@@ -79,15 +83,31 @@ class SearchProgress:
             self.finished = None
 
     def on_training(self, event):
+        done = event["done"]
+        self.count(done)
+        if 0 < done < event["epochs"]:
+            self.say(f"{self.name}: going on after epoch {done} of {event['epochs']}, {self.where(event)}")
         if self.bars is not None:
-            self.bars.reset(self.training, total=event["epochs"], visible=True, text="")
+            self.bars.reset(self.training, total=event["epochs"], completed=done, visible=True, text="")
             self.bars.update(self.training, description=f"  {event['model']}")
 
     def on_epoch(self, event):
+        self.epochs += 1
+        self.count(1)
         if self.bars is not None:
             text = f"epoch {event['epoch']}/{event['epochs']}, val {100 * event['val']:.1f} %"
             self.bars.update(self.training, completed=event["epoch"], text=text)
             self.bars.update(self.overall, text=self.times())
+        elif time.monotonic() - self.spoke > LONG_SECONDS:
+            self.say(f"{self.name}: epoch {event['epoch']} of {event['epochs']}, {self.where(event)}; {self.times()}")
+
+    def count(self, epochs: int) -> None:
+        """So many epochs of the search are trained."""
+        if self.epochs_left is not None:
+            self.epochs_left -= epochs
+
+    def where(self, event) -> str:
+        return f"round {event['round']} of {self.rounds}, {event['stage']}" if event["round"] else "dense baseline"
 
     def on_round(self, event):
         self.finished = event
@@ -104,7 +124,12 @@ class SearchProgress:
     def times(self) -> str:
         """Elapsed, and the estimate of what is left."""
         elapsed = f"{clock(time.monotonic() - self.began)} elapsed"
-        if not self.waiting or any(stage not in self.took for stage in self.waiting):
+        if any(stage not in self.took for stage in self.waiting):
+            if not self.epochs or (self.epochs_left or 0) <= 0:
+                return elapsed
+            seconds = (time.monotonic() - self.began) / self.epochs
+            return f"{elapsed}, about {clock(self.epochs_left * seconds)} left"
+        if not self.waiting:
             return elapsed
         means = [sum(self.took[stage]) / len(self.took[stage]) for stage in self.waiting]
         here = min(means[0], time.monotonic() - self.stage_began) if self.in_stage else 0.0

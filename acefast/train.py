@@ -65,6 +65,7 @@ def train(
     on_epoch: Callable[[int, float], None] | None = None,
     fast: bool = True,
     until: Callable[[SoftMasks], bool] | None = None,
+    on_start: Callable[["Training"], None] | None = None,
 ) -> Fit:
     """Train ``model`` from the weights and buffers ``start`` (by name, ``nn.state_of``) on the existing elements of
     ``pattern`` (None: all of them).
@@ -73,6 +74,8 @@ def train(
     weights; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
     After each epoch the model is evaluated on the validation split without dropout and ``on_epoch(epoch, val)`` is called;
     the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights and buffers.
+    ``on_start(training)`` is called before the first epoch: it may put the training to where an equal one stood
+    (``Training.restore``), and from ``on_epoch`` it may be read where this one stands.
 
     ``fast`` computes what is needed and nothing else: removed weights have no gradient and no state (``MaskedAdam``),
     and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the outputs asked for depend on.
@@ -83,37 +86,84 @@ def train(
     """
     task = make_task(data, seed, schedule.links)
     way = (_Fast if fast else _Straightforward)(model, data, task, schedule, start, pattern, masks, seed)
-    snapshot = [torch.empty_like(t, requires_grad=False) for t in way.tracked]
-    best = Fit(-1, -1.0, 0.0, 0.0)
-    loss = torch.zeros(())
-    for epoch in range(schedule.epochs):
+    training = Training(way)
+    if on_start is not None:
+        on_start(training)
+    for epoch in range(training.epochs, schedule.epochs):
         model.train()
-        loss = task.loss(way.outputs("train", epoch), "train", epoch)
+        loss = training.loss = task.loss(way.outputs("train", epoch), "train", epoch)
         way.step(loss)
         model.eval()
         with torch.no_grad():
             outputs = way.outputs("val")
             val = task.metric(outputs, "val")
             ended = until is not None and (until(way.masks()) or epoch == schedule.epochs - 1)
-            if ended if until is not None else val > best.val:
-                best = Fit(epoch, val, float(task.loss(outputs, "val")), 0.0)
-                torch._foreach_copy_(snapshot, way.tracked)
+            if ended if until is not None else val > training.best.val:
+                training.keep_as_best(Fit(epoch, val, float(task.loss(outputs, "val")), 0.0))
+        training.epochs = epoch + 1
         if on_epoch is not None:
             on_epoch(epoch, val)
         if ended:
             break
-    if not all(bool(torch.isfinite(t).all()) for t in (loss, *way.tracked)):
+    if not all(bool(torch.isfinite(t).all()) for t in (training.loss, *way.tracked)):
         raise InputError(
             f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr"
         )
+    model.eval()
+    best = training.best
     with torch.no_grad():
         if best.best_epoch >= 0:
-            torch._foreach_copy_(way.tracked, snapshot)
+            torch._foreach_copy_(way.tracked, training.snapshot)
         way.show_tracked()
         best.test = task.metric(way.outputs("test"), "test")
         best.masks, weights = way.finish()
     best.weights, best.seed = weights if keep_weights else None, seed
     return best
+
+
+class Training:
+    """A training in progress. Between two epochs ``facts()`` and ``tensors()`` are all that it goes on from.
+
+    epochs: those done; best: what the best of them gave, ``snapshot`` the tensors tracked after it; loss: the last one.
+    """
+
+    def __init__(self, way):
+        self.way, self.epochs, self.best, self.loss = way, 0, Fit(-1, -1.0, 0.0, 0.0), torch.zeros(())
+        self.snapshot = [torch.empty_like(t, requires_grad=False) for t in way.tracked]
+
+    def keep_as_best(self, fit: Fit) -> None:
+        self.best = fit
+        torch._foreach_copy_(self.snapshot, self.way.tracked)
+
+    def facts(self) -> dict:
+        """Numbers, as JSON holds them."""
+        best = {name: getattr(self.best, name) for name in ("best_epoch", "val", "val_loss")}
+        return {"epochs": self.epochs, "loss": float(self.loss.detach()), **best}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by name, the training's own, which its next epoch changes."""
+        parts = {"tracked": self.way.tracked, "moments": self.way.moments()}
+        if self.best.best_epoch >= 0:
+            parts["best"] = self.snapshot
+        return {f"{part}/{index}": t for part, tensors in parts.items() for index, t in enumerate(tensors)}
+
+    @torch.no_grad()
+    def restore(self, facts: dict, tensors: dict[str, Tensor]) -> None:
+        """Go on, to the bit, from what an equal training gave between two epochs. Raises InputError, and changes nothing, where
+        the tensors are none of this training."""
+        before, self.best = self.best, Fit(facts["best_epoch"], facts["val"], facts["val_loss"], 0.0)
+        mine = self.tensors()
+        if _kinds(mine) != _kinds(tensors):
+            self.best = before
+            raise InputError("the tensors of another training")
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
+        self.epochs, self.loss = facts["epochs"], torch.tensor(facts["loss"])
+        self.way.show_tracked()
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict:
+    return {name: (t.shape, t.dtype) for name, t in tensors.items()}
 
 
 def at(outputs: Tensor, nodes: Tensor | None) -> Tensor:
@@ -137,9 +187,10 @@ def _rewound_buffers(model: torch.nn.Module, start: dict[str, Tensor]) -> dict[s
 class _Straightforward:
     """Masks are parameters beside the weights, torch's Adam updates all of them, every node is computed.
 
-    ``tracked``: the tensors that training changes. ``masks()``: the soft masks as they are. ``step(loss)`` takes one step;
-    ``outputs(split, epoch)``, those at the nodes that the task needs of a split; ``show_tracked()`` lets the model follow after
-    ``tracked`` was written; ``finish()`` gives (masks, weights) and leaves the weights in the model.
+    ``tracked``: the tensors that training changes; ``moments()``, those of the optimiser besides. ``masks()``: the soft masks as
+    they are. ``step(loss)`` takes one step; ``outputs(split, epoch)``, those at the nodes that the task needs of a split;
+    ``show_tracked()`` lets the model follow after ``tracked`` was written; ``finish()`` gives (masks, weights) and leaves the
+    weights in the model.
     """
 
     def __init__(self, model, data, task, schedule, start, pattern, masks, seed):
@@ -161,6 +212,9 @@ class _Straightforward:
         if self.soft:
             groups.append({"params": self.soft, "lr": schedule.mask_lr, "weight_decay": schedule.mask_weight_decay})
         self.optimizer = torch.optim.Adam(groups, lr=schedule.lr, fused=True)
+        for leaf in (*self.soft, *self.parameters.values()):  # as Adam itself does at its first step
+            moments = {name: torch.zeros_like(leaf, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[leaf] = {"step": torch.zeros((), device=leaf.device), **moments}
         self.tracked = [t.detach() for t in (*self.soft, *self.parameters.values(), *self.buffers.values())]
 
     def outputs(self, split: str, epoch: int = 0) -> Tensor:
@@ -174,6 +228,9 @@ class _Straightforward:
                 if penalty:
                     mask.grad.add_(mask.sign(), alpha=penalty)
         self.optimizer.step()
+
+    def moments(self) -> list[Tensor]:
+        return [t for state in self.optimizer.state.values() for t in state.values()]
 
     def masks(self) -> SoftMasks | None:
         return None if self.soft_masks is None else self.soft_masks.map(torch.Tensor.detach)
@@ -257,6 +314,9 @@ class _Fast:
             leaf.grad = None
         loss.backward()
         self.optimizer.update()
+
+    def moments(self) -> list[Tensor]:
+        return self.optimizer.moments()
 
     def show_tracked(self) -> None:
         for leaf in self.leaves:

@@ -3,26 +3,31 @@
 ``checkpoint.safetensors`` is the one record that counts: tensors, and everything else as JSON in its metadata. The
 others (checkpoint.json, history.jsonl, timings.jsonl) are rewritten from it after each stage and at the next start, so what
 is killed between two writes leaves nothing that the next one does not mend, and they need not be synced.
+``training.safetensors``, of the same form, holds what the stage that runs has trained so far (``acefast.search.trainings``); it
+goes with that stage.
 """
 
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import tomli_w
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
+from torch import Tensor
 
 from acefast.errors import InputError
-from acefast.files import exclusive, write_atomic
+from acefast.files import exclusive, replacing, write_atomic
 from acefast.pruning import Ticket
 from acefast.search.config import SearchConfig, tomllib
 from acefast.search.state import State
 
-CHECKPOINT = "checkpoint.safetensors"
-RECORD = "acefast.checkpoint"
+CHECKPOINT, TRAINING = "checkpoint.safetensors", "training.safetensors"
+RECORD, CHECKSUM = "acefast.checkpoint", "crc32"
 
 
 class Memory:
@@ -44,6 +49,15 @@ class Memory:
         return None
 
     def commit(self, state: State) -> None:
+        pass
+
+    def training(self) -> State | None:
+        return None
+
+    def keep_training(self, state: State) -> None:
+        pass
+
+    def drop_training(self) -> None:
         pass
 
     def save_ticket(self, number: int, ticket: Ticket) -> None:
@@ -106,16 +120,34 @@ class Folder:
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
-        record, tensors = read_checkpoint(path)
-        state = State.from_flat(tensors, record, device)
+        try:
+            state = read_state(path, device)
+        except InputError as error:
+            raise InputError(f"{error}: delete it to begin this run anew") from None
         self._write_lines(state)
         return state
 
     def commit(self, state: State) -> None:
         """Make ``state`` the one that a rerun goes on from."""
-        tensors, record = state.to_flat()
-        write_atomic(self.path / CHECKPOINT, save(tensors, {RECORD: json.dumps(record)}))
+        write_state(self.path / CHECKPOINT, state)
+        self.drop_training()
         self._write_lines(state)
+
+    def training(self) -> State | None:
+        """What ``keep_training`` has written last, None where there is nothing; raises InputError for a damaged file."""
+        path = self.path / TRAINING
+        return read_state(path) if os.path.lexists(path) else None
+
+    def keep_training(self, state: State) -> None:
+        """Keep what the stage that runs has trained so far, until the next ``commit``."""
+        write_state(self.path / TRAINING, state)
+
+    def drop_training(self) -> None:
+        """Forget it."""
+        try:
+            (self.path / TRAINING).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {self.path / TRAINING}: {error.strerror}; remove it by hand") from None
 
     def _write_lines(self, state: State) -> None:
         summary = {"round": state.round, "stage": state.stage, "values": state.values}
@@ -151,11 +183,38 @@ def load_config(path: str | os.PathLike) -> SearchConfig:
     return config
 
 
-def read_checkpoint(path: Path) -> tuple[dict, dict]:
-    """(record, tensors) of a checkpoint; raises InputError where it is not a whole one."""
+def write_state(path: Path, state: State) -> None:
+    """Write a state from where its tensors are, whole or not at all, with a checksum of all of it."""
+    tensors, record = state.to_flat()
+    text = json.dumps(record)
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {RECORD: text, CHECKSUM: _checksum(text, tensors)})
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path}: {error}; choose a folder that can be written") from None
+
+
+def read_state(path: Path, device="cpu") -> State:
+    """The inverse of ``write_state``; raises InputError where the file is no whole state. Files from before there was a
+    checksum are read without."""
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})[RECORD])
-            return record, {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, KeyError, ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"{path} is not a whole checkpoint ({error}): delete it to begin this run anew") from None
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        text = metadata[RECORD]
+        record = json.loads(text)
+        tensors = {name: tensors[name] for name in record["order"]}
+        checksum = _checksum(text, tensors)
+        if metadata.get(CHECKSUM, checksum) != checksum:
+            raise ValueError("its content does not match its checksum")
+        return State.from_flat(tensors, record, device)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"{path} is not a whole checkpoint ({error})") from None
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """CRC-32 of the record and of the tensors in its order."""
+    value = zlib.crc32(text.encode())
+    for tensor in tensors.values():
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+    return f"{value:08x}"

@@ -2,8 +2,9 @@
 
 A method is a function ``stages(config)`` that gives the stages of a round in order, as (name, function(search, state)).
 A stage trains through ``search`` (``train_masks``, ``scores``, ``retrain``), writes into ``state`` what the next stages
-need, and ``log``s what the history shall tell; a rerun goes on from the last finished stage. ``state.get("keep")`` is the
-pattern of kept edges and weights; ``stages.retrain`` ends a round with the round's ticket. For one of your own:
+need, and ``log``s what the history shall tell; a rerun goes on with the stage that was stopped and repeats none of its
+finished trainings. ``state.get("keep")`` is the pattern of kept edges and weights; ``stages.retrain`` ends a round with the
+round's ticket. For one of your own:
 
     def stages(config):
         return [("prune", my_prune), ("retrain", retrain)]

@@ -84,7 +84,7 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     masked = config.sweeps_edges and rounds > 0
     kept = 1 - config.prune_edges * (rounds > 1) if masked else 1.0
     recompute = config.backbone == "resgcn" and config.recompute == "yes"
-    exchanges = config.method not in ("dense", "random", "ugs", "gebt")  # ACE's epochs, or about as many
+    exchanges = _exchanges(config)
     widths = _widths(sizes, config)
     weights = _weights(sizes, config, widths)
     index = 4 if max(n, e) < 2**31 else 8
@@ -108,9 +108,8 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     data = parts["graph, both ways"] + parts["features and labels"]
     loading = LOADING * sizes.edges - (sum(parts.values()) - parts["process"] - data)
     parts["loading, beyond training"] = max(0, loading)
-    each = config.fix_epochs + config.mask_epochs * (config.method != "random")
-    each += config.ace_epochs * (2 * config.ace_rounds + 1) if exchanges else 0
-    plan = Plan({name: size for name, size in parts.items() if size}, data, config.fix_epochs + rounds * each, recompute)
+    dense, each = epochs_of(config)
+    plan = Plan({name: size for name, size in parts.items() if size}, data, dense + rounds * each, recompute)
     if machine is None:
         return plan
     passes = PASSES + recompute
@@ -120,6 +119,18 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     absent = zeros * widths[1] * (2 if config.backbone == "sage" else 1)
     multiplied = passes * (n * weights - absent)
     return replace(plan, seconds=moved / machine.copied + multiplied / machine.multiplied)
+
+
+def epochs_of(config: SearchConfig) -> tuple[int, int]:
+    """Epochs of the dense baseline and, at most, of a round."""
+    each = config.fix_epochs + config.mask_epochs * (config.method != "random")
+    each += config.ace_epochs * (2 * config.ace_rounds + 1) if _exchanges(config) else 0
+    return config.fix_epochs, each
+
+
+def _exchanges(config: SearchConfig) -> bool:
+    """Whether the method has ACE's epochs, or about as many."""
+    return config.method not in ("dense", "random", "ugs", "gebt")
 
 
 def _widths(sizes: Sizes, config: SearchConfig) -> list[int]:

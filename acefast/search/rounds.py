@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -20,11 +22,12 @@ from acefast.search import released
 from acefast.search.config import UNHASHED, SearchConfig, resolve_config
 from acefast.search.folder import Folder, Memory
 from acefast.search.methods import find_method
-from acefast.search.plan import check_device, look_ahead
+from acefast.search.plan import check_device, epochs_of, look_ahead
 from acefast.search.run import Run
 from acefast.search.search import Search
 from acefast.search.stages import dense as dense_stage
 from acefast.search.state import State
+from acefast.search.trainings import OutOfTime, Trainings
 
 LADDER, MARGIN = 20, 0.005  # of a search with rounds = "auto"
 
@@ -35,20 +38,31 @@ def run_search(
     progress: Callable[[dict], None] | None = None,
     model: torch.nn.Module | None = None,
     method: Callable[[SearchConfig], list] | None = None,
+    time_limit: float | None = None,
+    checkpoint_epochs: int | None = None,
 ) -> Run:
     """Run (or go on with) the search that ``config`` describes and return its record.
 
     ``out`` is the run's folder; None keeps the run in memory. ``progress(event)`` is called with every line of the
     history and with events "run", "stage", "training", "epoch", "stage_end" in between; what it raises ends the call
-    and leaves the folder resumable. ``model`` takes the place of the configured backbone: a module with ``maskable()``
+    and leaves the folder resumable from there. ``model`` takes the place of the configured backbone: a module with ``maskable()``
     and the forward of ``acefast.nn.GCN``, whose weights at the time of the call are the first weights. ``method`` takes
     the place of the configured one: a function from the configuration to a round's stages, (name, f(search, state)).
 
+    After ``time_limit`` seconds the epoch that runs is ended, what was trained so far is written, and the Run that is
+    returned is not ``complete``; the same call goes on from there, where there is a folder. Besides, what a stage has trained
+    so far is written about once a minute, or every ``checkpoint_epochs`` epochs of a stage (``acefast.search.trainings``), so
+    that a process that is killed loses no more.
+
     Raises InputError where the folder belongs to another search or data set, or is in use.
     """
+    end = _end(time_limit)
+    if checkpoint_epochs is not None and checkpoint_epochs < 1:
+        raise InputError(f"checkpoint_epochs must be 1 or more, got {checkpoint_epochs}")
     store = Memory() if out is None else Folder(out)
     with using_threads(config.threads):
         search = prepare(dataset, config, model, progress or (lambda event: None))  # refuses before a folder is made
+    search.trainings = Trainings(store, checkpoint_epochs, end)
     with store.locked(), using_threads(config.threads), _frozen_objects():
         store.open(config)
         identity = {"data": dataset.fingerprint, "start": _fingerprint(search)}
@@ -58,18 +72,33 @@ def run_search(
         _same(state.values, identity, store.path)
         make_stages = method or (released.stages if _released(config) else find_method(config.method))
         try:
-            _rounds(search, state, store, make_stages(config))
+            _rounds(search, state, store, make_stages(config), None if method else epochs_of(config))
+        except OutOfTime:
+            pass  # the Run tells that it is not complete
         finally:
             search.rewind()
         return Run(config, state.history, state.timings, store)
 
 
-def find_ticket(dataset, model="gcn", method="ace", config=None, *, out=None, progress=None, **settings) -> Run:
+def _end(time_limit: float | None) -> float:
+    """When the time is over, by ``time.monotonic``."""
+    if time_limit is None:
+        return math.inf
+    if not time_limit >= 0:
+        raise InputError(f"time_limit must be 0 or more seconds, got {time_limit}")
+    return time.monotonic() + time_limit
+
+
+def find_ticket(
+    dataset, model="gcn", method="ace", config=None,
+    *, out=None, progress=None, time_limit=None, checkpoint_epochs=None, **settings,
+) -> Run:  # fmt: skip
     """The whole search as one call.
 
     dataset: a ``Dataset``, or the name of one that ``data_root`` (among ``settings``) holds. model: a backbone's name
     or a module (see :func:`run_search`). method: a method's name or a function that gives a round's stages. config: a
-    :class:`SearchConfig`, or a preset's name, from which ``settings`` deviate. Raises InputError for what cannot be.
+    :class:`SearchConfig`, or a preset's name, from which ``settings`` deviate. ``out``, ``progress``, ``time_limit`` and ``checkpoint_epochs``: as of
+    :func:`run_search`. Raises InputError for what cannot be.
     """
     own_model = None if isinstance(model, str) else model
     own_method = None if isinstance(method, str) else method
@@ -82,7 +111,7 @@ def find_ticket(dataset, model="gcn", method="ace", config=None, *, out=None, pr
         raise InputError(f"give {', '.join(settings)} within config, or a preset's name as config")
     if isinstance(dataset, str):
         dataset = load_data(config)
-    return run_search(dataset, config, out, progress, own_model, own_method)
+    return run_search(dataset, config, out, progress, own_model, own_method, time_limit, checkpoint_epochs)
 
 
 def load_data(config: SearchConfig) -> Dataset:
@@ -103,18 +132,7 @@ def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
     if config.backbone == "resgcn" and config.recompute == "auto":
         config = look_ahead(config, data).config
     model = build_model(data, config) if model is None else model
-    return Search(config, data, model.to(config.device), _Counted(progress))
-
-
-class _Counted:
-    """A progress callback that counts the epochs trained."""
-
-    def __init__(self, progress: Callable[[dict], None]):
-        self.progress, self.epochs = progress, 0
-
-    def __call__(self, event: dict) -> None:
-        self.epochs += event["event"] == "epoch"
-        self.progress(event)
+    return Search(config, data, model.to(config.device), progress)
 
 
 def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
@@ -159,30 +177,41 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
     return model.embed(data.num_nodes, config.hidden, seed) if learned else model
 
 
-def _rounds(search: Search, state: State, store, stages: list) -> None:
-    """Work off the rounds that are left; ``state`` always is what the store holds."""
-    last = last_round(search.config, state.history) if stages else 0
-    search.progress({"event": "run", "rounds": last, "stages": [name for name, _ in stages], "done": state.round})
+def _rounds(search: Search, state: State, store, stages: list, planned: tuple[int, int] | None) -> None:
+    """Work off the rounds that are left; ``state`` always is what the store holds. ``planned``: epochs of the dense baseline
+    and, at most, of a round, where they are known."""
+    last, trainings = last_round(search.config, state.history) if stages else 0, search.trainings
+    epochs = None if planned is None else planned[0] + last * planned[1] - sum(line["epochs"] for line in state.timings)
+    names = [name for name, _ in stages]
+    search.progress({"event": "run", "rounds": last, "stages": names, "done": state.round, "epochs": epochs})
     while state.round <= last:
         plan = stages if state.round else [("dense", dense_stage)]
         name, stage = plan[state.stage]
+        trainings.open(_identity(search.config, state))
         search.progress({"event": "stage", "round": state.round, "stage": name})
-        began, epochs = time.perf_counter(), search.progress.epochs
         following = state.copy()
         stage(search, following)
         following.stage += 1
-        cost = {"seconds": time.perf_counter() - began, "epochs": search.progress.epochs - epochs}
-        following.timings.append({"round": state.round, "stage": name, **cost})
+        following.timings.append({"round": state.round, "stage": name, **trainings.cost()})
         if following.stage == len(plan):
             if following.round:
                 store.save_ticket(following.round, _ticket(search, following))
             following.round, following.stage = following.round + 1, 0
         store.commit(following)
+        trainings.close()
         search.progress({"event": "stage_end", "round": state.round, "stage": name})
         vars(state).update(vars(following))
         if stages and last_round(search.config, state.history) != last:
             last = last_round(search.config, state.history)
             search.progress({"event": "rounds", "rounds": last})
+
+
+def _identity(config: SearchConfig, state: State) -> dict:
+    """The stage that follows ``state``, with all that its trainings depend on; the timings, which no other run has, stand for the
+    stages before it."""
+    before = json.dumps([state.values, state.timings, _environment()])
+    digest = hashlib.sha256(before.encode()).hexdigest()
+    return {"run": config.hash(), "round": state.round, "stage": state.stage, "after": digest}
 
 
 def last_round(config: SearchConfig, history: list[dict]) -> int:

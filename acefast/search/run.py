@@ -29,6 +29,13 @@ class Run:
         """One event per round, 0 is the dense baseline: kept and total counts, val, test, exchanged."""
         return [event for event in self.history if event["event"] == "round"]
 
+    @property
+    def complete(self) -> bool:
+        """Whether all rounds are done that the settings ask for; not where a time limit came first."""
+        from acefast.search.rounds import last_round  # which itself makes runs
+
+        return len(self.rounds) > last_round(self.config, self.history)
+
     def ticket(self, number: int) -> Ticket:
         """The ticket of round ``number``, from 1."""
         last = len(self.rounds) - 1

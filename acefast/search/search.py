@@ -1,7 +1,7 @@
 """What every method's stages share: data, model, first weights, and the trainings a search is made of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from acefast.pruning import AXES, Pattern, SoftMasks, find_score, score, standar
 from acefast.random import generator, named_seed
 from acefast.search.config import SearchConfig
 from acefast.search.state import State
+from acefast.search.trainings import Trainings
 from acefast.tasks import make_task
 from acefast.train import Fit, Schedule, at, train
 
@@ -22,23 +23,35 @@ class Search:
     """A search in progress. ``start`` holds the first weights (rewind weights) and buffers by name (``nn.state_of``).
 
     A stage draws all its random numbers from generators named after the seed, the round and the stage, so a stage
-    that was interrupted is simply run again.
+    that was interrupted is simply run again; ``trainings`` keeps what it has trained so far.
     """
 
     config: SearchConfig
     data: Dataset
     model: torch.nn.Module
-    progress: Callable[[dict], None]
+    callback: Callable[[dict], None]
+    trainings: Trainings = field(default_factory=Trainings)
     start: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self):
         self.start = {name: value.clone() for name, value in state_of(self.model).items()}
 
-    @torch.no_grad()
+    def progress(self, event: dict) -> None:
+        """Tell an event. Where the callback raises, as it may to stop the search, what was trained is written first."""
+        try:
+            self.callback(event)
+        except BaseException:
+            self.trainings.save()
+            raise
+
     def rewind(self) -> None:
         """Set the model's weights and buffers to the first ones."""
+        self._set(self.start)
+
+    @torch.no_grad()
+    def _set(self, values: dict[str, Tensor]) -> None:
         for name, value in state_of(self.model).items():
-            value.copy_(self.start[name])
+            value.copy_(values[name])
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -77,23 +90,41 @@ class Search:
         c = self.config
         schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2, c.links)
         masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, noise), self.axes)
-        return self._train(state, stage, model, schedule, pattern, masks, until)
+        return self._train(state, stage, model, schedule, pattern, masks, noise, until)
 
-    def _train(self, state, stage, model, schedule, pattern, masks, until=None) -> Fit:
-        self.progress(
-            {"event": "training", "round": state.round, "stage": stage, "model": model, "epochs": schedule.epochs}
-        )
+    def _train(self, state, stage, model, schedule, pattern, masks, noise="", until=None) -> Fit:
+        place = {"round": state.round, "stage": stage, "model": model}
+        key = {**place, "noise": noise, **asdict(schedule)}
+        kept = until is None  # what until was told of the epochs is not kept, so such a training is begun anew
+
+        def tell(epochs_done: int) -> None:
+            self.progress({"event": "training", **place, "epochs": schedule.epochs, "done": epochs_done})
+
+        fit = self.trainings.take(key, self.data.device) if kept else None
+        if fit is not None:
+            tell(schedule.epochs)
+            self._set(fit.weights)
+            return fit
+
+        def on_start(training):
+            if kept:
+                self.trainings.begin(key, training)
+            tell(training.epochs)
 
         def on_epoch(epoch, val):
-            self.progress({"event": "epoch", "round": state.round, "stage": stage, "model": model, "epoch": epoch + 1,
-                           "epochs": schedule.epochs, "val": val})  # fmt: skip
+            self.trainings.epochs += 1
+            self.progress({"event": "epoch", **place, "epoch": epoch + 1, "epochs": schedule.epochs, "val": val})
+            self.trainings.pause()
 
-        return train(
-            self.model, self.data, schedule, self.start, pattern, masks,
-            seed=self.seed(state.round, stage, model, "dropout"),
-            keep_weights=masks is not None,
-            on_epoch=on_epoch, until=until,
-        )  # fmt: skip
+        try:
+            fit = train(
+                self.model, self.data, schedule, self.start, pattern, masks,
+                seed=self.seed(state.round, stage, model, "dropout"),
+                keep_weights=True, on_epoch=on_epoch, until=until, on_start=on_start,
+            )  # fmt: skip
+        finally:
+            self.trainings.end_training(key, fit if kept else None)
+        return fit
 
     def scores(
         self, state: State, stage: str, model: str, fit: Fit, pattern: Pattern, axes: tuple[str, ...] | None = None
@@ -113,10 +144,7 @@ class Search:
         """Importance of the removed elements to the fit's own model, at its best epoch: of weights |dL/dw| (RigL, Evci et al.,
         ICML 2020), of edges their score where predictions are all it needs, else -dL/dm, by how much the training loss would fall
         with them. Without dropout and L1 terms; what it says of kept elements is of no use."""
-        start = {name: fit.weights[name] * m for name, m in fit.masks.weights.items()}
-        with torch.no_grad():
-            for name, value in state_of(self.model).items():
-                value.copy_(start.get(name, fit.weights[name]))
+        self._set(fit.weights | {name: fit.weights[name] * m for name, m in fit.masks.weights.items()})
         self.model.eval()
         predicted = "edges" in self.axes and find_score(self._edge_score()).needs == ("predictions",)
         edges = None if fit.masks.edges is None or predicted else fit.masks.edges.clone().requires_grad_()
@@ -164,9 +192,7 @@ class Search:
 
     def _at_best(self, fit: Fit, masks: SoftMasks, pattern: Pattern) -> Tensor:
         """The model's output for every node at the fit's best epoch, without dropout."""
-        with torch.no_grad():
-            for name, value in state_of(self.model).items():
-                value.copy_(fit.weights[name])
+        self._set(fit.weights)
         self.model.eval()
         return self.model(self.data.graph, self.data.x, masks.edges, pattern.edges, masks.weights, pattern.weights)
 

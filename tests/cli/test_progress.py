@@ -18,12 +18,12 @@ def now(monkeypatch):
     return time
 
 
-def play(shown, now, rounds=2, done=0, stages=("imp", "retrain"), seconds=10.0):
-    shown({"event": "run", "rounds": rounds, "stages": list(stages), "done": done})
+def play(shown, now, rounds=2, done=0, stages=("imp", "retrain"), seconds=10.0, epochs=None):
+    shown({"event": "run", "rounds": rounds, "stages": list(stages), "done": done, "epochs": epochs})
     for k in range(done, rounds + 1):
         for stage in stages if k else ["dense"]:
             shown({"event": "stage", "round": k, "stage": stage})
-            shown({"event": "training", "round": k, "stage": stage, "model": stage, "epochs": 2})
+            shown({"event": "training", "round": k, "stage": stage, "model": stage, "epochs": 2, "done": 0})
             for epoch in (1, 2):
                 now[0] += seconds / 2
                 shown(
@@ -52,6 +52,30 @@ def test_plain_lines_are_one_a_round_with_the_time_left(now):
         "ugs: dense baseline: val 80.00 %, test 70.00 %; 00:10 elapsed",
         f"ugs: round 1 of 2: {what}; 00:30 elapsed, about 00:20 left",
         f"ugs: round 2 of 2: {what}; 00:50 elapsed",
+    ]
+
+
+def test_the_time_left_is_known_from_the_first_epoch_where_the_epochs_are(now):
+    out = io.StringIO()
+    with SearchProgress("ugs", Console(file=out, width=60)) as shown:
+        play(shown, now, epochs=10)
+    left = [line.split("; ")[1] for line in out.getvalue().splitlines()]
+    assert left == ["00:10 elapsed, about 00:40 left", "00:30 elapsed, about 00:20 left", "00:50 elapsed"]
+
+
+def test_a_training_that_goes_on_counts_what_is_left_and_long_ones_tell_their_epoch(now):
+    out = io.StringIO()
+    training = {"round": 0, "stage": "dense", "model": "dense", "epochs": 100}
+    with SearchProgress("ugs", Console(file=out, width=60)) as shown:
+        shown({"event": "run", "rounds": 1, "stages": ["imp"], "done": 0, "epochs": 300})
+        shown({"event": "stage", "round": 0, "stage": "dense"})
+        shown({"event": "training", **training, "done": 40})
+        for epoch in range(41, 46):
+            now[0] += 100.0
+            shown({"event": "epoch", **training, "epoch": epoch, "val": 0.5})
+    assert out.getvalue().splitlines() == [
+        "ugs: going on after epoch 40 of 100, dense baseline",
+        "ugs: epoch 44 of 100, dense baseline; 06:40 elapsed, about 7:06:40 left",
     ]
 
 
