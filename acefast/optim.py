@@ -18,12 +18,14 @@ class MaskedAdam(torch.optim.Optimizer):
     The module is run as it is: it sees w, and gives dL/dw as ``parameter.grad``. This optimiser keeps theta, the mask and
     their moments, of the kept elements only, and writes the new w into the parameter: the product rule, the decay, the L1
     subgradients and both updates are one pass over memory (``ops.masked_adam``). Removed elements are 0 in w; they have no
-    state and cost nothing.
+    state and cost nothing. Without masks theta is the parameter itself.
 
     Args:
         params: parameters (float32 or float64, dense), or groups as in torch.optim, each with its own settings and
             masks: [B] tensors like the parameters, or None for w = theta; their values at the time of the call are copied.
             keep: bool tensors like the parameters, or None; an element with False does not exist.
+            compact: whether the state is of the kept elements alone, with their positions (default), or as large as the
+                parameters, which takes less memory where more than about two thirds are kept.
             A parameter's values at the time of the call are theta.
         lr, beta1, beta2, eps, weight_decay, l1: of theta, as in torch.optim.Adam; l1 weighs the subgradient sign(theta).
         mask_lr, mask_beta1, ...: the same of the masks; each is theta's unless given, mask_weight_decay and mask_l1 are 0.
@@ -32,7 +34,7 @@ class MaskedAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, masks=None, keep=None, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, l1=0.0,
+        self, params, masks=None, keep=None, compact=True, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, l1=0.0,
         mask_lr=None, mask_beta1=None, mask_beta2=None, mask_eps=None, mask_weight_decay=0.0, mask_l1=0.0,
     ):  # fmt: skip
         theta = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, l1=l1)
@@ -40,8 +42,8 @@ class MaskedAdam(torch.optim.Optimizer):
         defaults = theta | {f"mask_{name}": value for name, value in mask.items()}
         groups = list(params)
         if groups and not isinstance(groups[0], dict):
-            groups = [{"params": groups, "masks": masks, "keep": keep}]
-        super().__init__([{"masks": None, "keep": None, **group} for group in groups], defaults)
+            groups = [{"params": groups, "masks": masks, "keep": keep, "compact": compact}]
+        super().__init__([{"masks": None, "keep": None, "compact": compact, **group} for group in groups], defaults)
         for group in self.param_groups:
             self._start(group)
 
@@ -54,24 +56,44 @@ class MaskedAdam(torch.optim.Optimizer):
             if group[f"mask_{name}"] is None:
                 group[f"mask_{name}"] = group[name]
         sparse = keep is not None and not all(bool(part.all()) for part in keep)
+        compact = group.pop("compact")
         for position, p in enumerate(params):
             flat = _flat(p.data)
             state = self.state[p]
-            if sparse:
-                place = _flat(_laid_out(keep[position], p)).nonzero().squeeze(1)
-                state["place"] = place if flat.numel() > 2**31 else place.int()
             values = {"theta": flat}
             if masks is not None:
                 values["mask"] = _flat(_laid_out(masks[position].detach(), p))
+            if sparse:
+                kept = _flat(_laid_out(keep[position], p))
+                if compact:
+                    place = kept.nonzero().squeeze(1)
+                    values = {name: value[place] for name, value in values.items()}
+                    state["place"] = place if flat.numel() > 2**31 else place.int()
+                else:
+                    state["keep"] = kept
+            own = _is_theta(state | values)
             for name, value in values.items():
-                state[name] = value[place] if sparse else value.clone()
+                state[name] = value if own or "place" in state else value.clone()
                 state[f"{name}_mean"], state[f"{name}_square"] = (torch.zeros_like(state[name]) for _ in range(2))
             product = state["theta"] * state["mask"] if masks is not None else state["theta"]
-            if sparse:
+            if "place" in state:
                 flat.zero_()
-                flat[place] = product
-            else:
+                flat[state["place"].long()] = product
+            elif not own:
                 flat.copy_(product)
+            if "keep" in state:
+                flat.mul_(state["keep"])
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict) -> None:
+        """As torch.optim, for the same kept elements; a parameter that is its own theta takes the value that was saved."""
+        places = {p: {name: state[name] for name in ("place", "keep") if name in state} for p, state in self.state.items()}
+        super().load_state_dict(state_dict)  # which gives all tensors the parameter's dtype
+        for p, state in self.state.items():
+            state.update(places[p])
+            if _is_theta(state):
+                flat = _flat(p.data)
+                state["theta"] = flat.copy_(state["theta"])
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -97,9 +119,9 @@ class MaskedAdam(torch.optim.Optimizer):
 
             # ops.masked_adam without its checks, which hold by construction
             backend.call(
-                "masked_adam", [_flat(_laid_out(p.grad, p)) for p in params], all_of("place"), None, all_of("theta"),
+                "masked_adam", [_flat(_laid_out(p.grad, p)) for p in params], all_of("place"), all_of("keep"), all_of("theta"),
                 all_of("mask") or [], all_of("theta_mean"), all_of("theta_square"), all_of("mask_mean") or [],
-                all_of("mask_square") or [], [_flat(p.data) for p in params], group["step"],
+                all_of("mask_square") or [], [] if _is_theta(states[0]) else [_flat(p.data) for p in params], group["step"],
                 _settings(group, ""), _settings(group, "mask_"),
             )  # fmt: skip
 
@@ -119,12 +141,19 @@ class MaskedAdam(torch.optim.Optimizer):
         ``factors``) at their places and ``fill`` elsewhere."""
         whole = torch.empty_like(p)
         whole.copy_(fill) if isinstance(fill, Tensor) else whole.fill_(fill)
-        place = self.state[p].get("place")
-        if place is None:
-            _flat(whole).copy_(elements)
-        else:
+        place, kept = (self.state[p].get(name) for name in ("place", "keep"))
+        if place is not None:
             _flat(whole)[place.long()] = elements
+        elif kept is not None:
+            _flat(whole).copy_(elements.where(kept, _flat(whole)))
+        else:
+            _flat(whole).copy_(elements)
         return whole.contiguous()
+
+
+def _is_theta(state: dict) -> bool:
+    """Whether the parameter with this state is its own theta, sharing memory with it."""
+    return "mask" not in state and "place" not in state
 
 
 def _settings(group: dict, prefix: str) -> list[float]:

@@ -71,7 +71,7 @@ def train(
     ``pattern`` (None: all of them).
 
     What is minimised and what it is judged by is the task of ``data`` (``acefast.tasks``). ``masks`` are trained along with the
-    weights; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
+    weights, in place; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
     After each epoch the model is evaluated on the validation split without dropout and ``on_epoch(epoch, val)`` is called;
     the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights and buffers.
     ``on_start(training)`` is called before the first epoch: it may put the training to where an equal one stood
@@ -119,6 +119,12 @@ def train(
         best.masks, weights = way.finish()
     best.weights, best.seed = weights if keep_weights else None, seed
     return best
+
+
+def lists_edges(edges: int, kept: int) -> bool:
+    """Whether a pruned edge axis is held as lists of the kept edges. They are faster (about an eighth of a layer's time) but cost
+    36 bytes a kept edge, where a graph of 10^7 edges or more takes flags until a third is left: 12 bytes an edge."""
+    return edges < 10**7 or 3 * kept <= edges
 
 
 class Training:
@@ -248,10 +254,12 @@ class _Fast:
 
     def __init__(self, model, data, task, schedule, start, pattern, masks, seed):
         self.model, self.data, self.nodes, self.seed, self.start = model, data, task.nodes, seed, start
-        edges = None if pattern is None or _all_kept(pattern.edges) else data.graph.select(pattern.edges)
+        edges = None if pattern is None or _all_kept(pattern.edges) else pattern.edges
+        listed = edges is not None and lists_edges(edges.numel(), int(edges.sum()))
+        edges = data.graph.select(edges) if listed else edges
         self.edge_mask = None
         if masks is not None and masks.edges is not None:
-            self.edge_mask = masks.edges.detach().clone().requires_grad_()
+            self.edge_mask = masks.edges.detach().requires_grad_()
         self.parameters = dict(model.named_parameters())
         soft = {} if masks is None else masks.weights
         keeps = {} if pattern is None else pattern.weights
@@ -282,7 +290,7 @@ class _Fast:
         groups = [group(*kind, **theta, **soft_settings) for kind in itertools.product((False, True), repeat=3)]
         if self.edge_mask is not None:
             groups.append({"params": [self.edge_mask], "keep": None if pattern is None else [pattern.edges], **mask,
-                           "l1": schedule.s1})  # fmt: skip
+                           "l1": schedule.s1, "compact": listed})  # fmt: skip
         self.optimizer = MaskedAdam([group for group in groups if group["params"]])
         self.leaves = [*self.trained.values(), *([] if self.edge_mask is None else [self.edge_mask])]
         self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)] + list(self.buffers.values())

@@ -31,8 +31,8 @@ def product_rule(net, start, masks, keep, x, y, steps, theta, mask):
     return [[p.detach() for p in part] for part in (weights, soft)]
 
 
-@pytest.mark.parametrize("pruned", [False, True])
-def test_it_is_adam_by_the_product_rule(pruned):
+@pytest.mark.parametrize(("pruned", "compact"), [(False, True), (True, True), (True, False)])
+def test_it_is_adam_by_the_product_rule(pruned, compact):
     net, generator = network(), torch.Generator().manual_seed(1)
     weights = [net[0].weight, net[2].weight]
     start = [w.detach().clone() for w in weights]
@@ -42,7 +42,7 @@ def test_it_is_adam_by_the_product_rule(pruned):
     theta = dict(lr=0.02, weight_decay=1e-3 * (not pruned))
     mask = {"adam": dict(lr=0.03), "l1": 1e-2}
     expected = product_rule(network(), start, masks, keep, x, y, 100, theta, mask)
-    optimizer = MaskedAdam(weights, masks, keep if pruned else None, **theta, mask_lr=0.03, mask_l1=1e-2)
+    optimizer = MaskedAdam(weights, masks, keep if pruned else None, compact, **theta, mask_lr=0.03, mask_l1=1e-2)
     for w, s, m, k in zip(weights, start, masks, keep, strict=True):
         assert torch.equal(w, s * m * k)
     for _ in range(100):
@@ -85,6 +85,36 @@ def test_groups_state_and_schedulers():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 / 4)
         runs.append([p.detach().clone() for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_removed_elements_stay_removed_without_masks(compact):
+    """Both ways of holding the state take the same steps, also from a state that is loaded, and the parameter is its own theta
+    where no list is kept."""
+    draw = torch.Generator().manual_seed(5)
+    start, keep = torch.randn(7, 9, generator=draw), torch.rand(7, 9, generator=draw) < 0.6
+    w = nn.Parameter(start.clone())
+    optimizer = MaskedAdam([w], keep=[keep], compact=compact, lr=0.1, weight_decay=1e-2, l1=1e-3)
+    wanted = (start * keep).requires_grad_()
+    adam = torch.optim.Adam([wanted], lr=0.1, weight_decay=1e-2)
+    for step in range(6):
+        if step == 3:
+            saved = optimizer.state_dict()
+            w = nn.Parameter(torch.randn(7, 9, generator=draw))
+            optimizer = MaskedAdam([w], keep=[keep], compact=compact, lr=0.1, weight_decay=1e-2, l1=1e-3)
+            optimizer.load_state_dict(saved)
+            theta = optimizer.factors(w)[0]
+            if compact:
+                assert theta.numel() == keep.sum()
+                w.data.copy_(optimizer.expand(w, theta))
+            else:
+                assert theta.data_ptr() == w.data_ptr()
+        for p in (w, wanted):
+            p.grad = p.detach().cos() * keep if p is w else p.detach().cos() * keep + 1e-3 * p.detach().sign()
+        optimizer.step()
+        adam.step()
+        assert torch.allclose(w, wanted, atol=1e-6) and not w[~keep].any()
+    assert torch.equal(optimizer.expand(w, optimizer.factors(w)[0], start)[~keep], start[~keep])
 
 
 def test_refusals():

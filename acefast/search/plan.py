@@ -17,6 +17,7 @@ from acefast.data import Dataset, Sizes
 from acefast.errors import InputError
 from acefast.nn.resgcn import kept_tensors, segment
 from acefast.search.config import SearchConfig
+from acefast.train import lists_edges
 
 LIBRARIES = 160 * 2**20  # what a first training step makes torch load, CPU
 LOADING = 24  # bytes an edge beside the data that making a twin takes; a first reading of OGB's files may take 90, later ones 0
@@ -83,6 +84,7 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     rounds = ROUNDS if config.rounds == "auto" else config.rounds
     masked = config.sweeps_edges and rounds > 0
     kept = 1 - config.prune_edges * (rounds > 1) if masked else 1.0
+    listed = kept < 1 and lists_edges(e, int(kept * e))
     recompute = config.backbone == "resgcn" and config.recompute == "yes"
     exchanges = _exchanges(config)
     widths = _widths(sizes, config)
@@ -98,8 +100,8 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
         "features and labels": sizes.feature_bytes,
         "weights, masks, moments": 44 * weights,
         "learned features, gradients, moments": 28 * n * learned,
-        "edge mask, gradients, moments": int(e * (16 + (20 if kept < 1 else 16) * kept)) if masked else 0,
-        "kept edges, both ways": int(e * 4 * index * kept) if kept < 1 else 0,
+        "edge mask, gradients, moments": int(e * (12 + 20 * kept if listed else 24)) if masked else 0,
+        "kept edges, both ways": int(e * 4 * index * kept) if listed else 0,
         "patterns and scores": e * (20 if exchanges else 4) if masked else 0,
         "coefficients of edges": 24 * e if config.backbone == "gcn" and config.degrees != "none" else 0,
         "activations kept": 4 * n * columns,

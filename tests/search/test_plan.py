@@ -34,8 +34,11 @@ def test_parts_follow_the_settings():
     kept, again = plan(recompute="no"), plan(recompute="yes")
     assert kept.parts["activations kept"] == 28 * 5 * row and again.parts["activations kept"] == (14 - 1 + 2 * 5) * row
     assert plan(layers=14, recompute="no").parts["activations kept"] == 14 * 5 * row
-    # mask, its copy, two gradients; and of the kept edges value, two moments, best epoch's and place
-    assert kept.parts["edge mask, gradients, moments"] == int(ARXIV.edges * (16 + 20 * 0.95))
+    # mask, two gradients; and of the kept edges value, two moments, best epoch's and place
+    assert kept.parts["edge mask, gradients, moments"] == int(ARXIV.edges * (12 + 20 * 0.95))
+    # mask, two gradients, two moments, best epoch's; the graph itself with flags
+    large = predict(replace(ARXIV, edges=10**7), resolve_config("ogbn-arxiv", "resgcn")).parts
+    assert large["edge mask, gradients, moments"] == 24 * 10**7 and "kept edges, both ways" not in large
     assert kept.parts["graph, both ways"] == 8 * ARXIV.edges + 16 * ARXIV.nodes
     assert not {"edge mask, gradients, moments", "kept edges, both ways"} & plan(axes="weights").parts.keys()
     assert kept.epochs == 500 + 20 * (250 + 500 + 13 * 50) and plan(method="ugs").epochs == 500 + 20 * 750

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,9 +7,9 @@ import torch.nn.functional as F
 from acefast.data import synthetic_citation
 from acefast.errors import InputError
 from acefast.kept import KeptWeights
-from acefast.nn import GCN, build
+from acefast.nn import GCN, build, state_of
 from acefast.pruning import Pattern, SoftMasks
-from acefast.train import Schedule, train
+from acefast.train import Schedule, lists_edges, train
 
 
 def setup(tiny):
@@ -83,6 +85,25 @@ def test_zeroed_edges_train_on_the_whole_graph(backbone):
         fits.append(train(model, data, Schedule(8, lr=0.01, mask_lr=0.01, s1=1e-3), start, pattern, masks, seed=4, fast=fast))
     assert fits[0].val_loss == pytest.approx(fits[1].val_loss, rel=1e-5)
     assert torch.allclose(fits[0].masks.edges, fits[1].masks.edges, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["gcn", "gat", "resgcn"])
+def test_flags_of_kept_edges_train_as_their_lists_do(monkeypatch, tiny, backbone):
+    data = replace(tiny, graph=tiny.graph.with_self_loops()) if backbone == "gat" else tiny
+    model = build(backbone, data.num_features, data.num_classes, hidden=8, layers=2, seed=2)
+    start = {name: value.clone() for name, value in state_of(model).items()}
+    full = Pattern.full(data.graph.num_edges, model.maskable())
+    pattern, fits = Pattern(torch.arange(data.graph.num_edges) % 3 > 0, full.weights), []
+    for listed in (True, False):
+        monkeypatch.setattr("acefast.train.lists_edges", lambda edges, kept, listed=listed: listed)
+        masks = SoftMasks.init(pattern, 1e-5, lambda name: torch.Generator().manual_seed(1))
+        fits.append(train(model, data, Schedule(12, lr=0.02, mask_lr=0.01, s1=1e-3), start, pattern, masks, 4, keep_weights=True))
+    one, two = fits
+    assert (one.val, one.test, one.best_epoch) == (two.val, two.test, two.best_epoch)
+    assert torch.allclose(one.masks.edges, two.masks.edges, atol=1e-6) and not two.masks.edges[~pattern.edges].any()
+    for name, value in one.weights.items():
+        assert torch.allclose(value, two.weights[name], atol=1e-5), name
+    assert not lists_edges(10**7, 10**7 // 2) and lists_edges(10**7, 10**7 // 3) and lists_edges(10**6, 10**6 - 1)
 
 
 @pytest.mark.parametrize("outputs", [8, 512])
