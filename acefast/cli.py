@@ -542,7 +542,8 @@ def run(
     )
     time_limit = None if end is None else max(0.0, end - time.monotonic())
     with SearchProgress(config.method, console) as progress, _stopping_between_events(progress) as tell:
-        done = run_search(data, config, out, tell, time_limit=time_limit, checkpoint_epochs=checkpoint_epochs)
+        done = run_search(data, config, out, tell, time_limit=time_limit, checkpoint_epochs=checkpoint_epochs,
+                          memory_limit=ahead.limit)  # fmt: skip
     if not done.complete:
         raise OutOfTime(f"the time limit came before the end of {out}; the same command goes on from there")
     return progress.was_complete

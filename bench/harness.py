@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 import acefast
+from acefast import memory
 from acefast.ops import backend
 
 
@@ -97,27 +98,17 @@ def environment() -> dict:
     }
 
 
-# glibc's mallopt parameters, and what is set for them: memory goes back at once, or stays.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_RETURNED = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 128 * 1024, _TRIM_THRESHOLD: 128 * 1024}
-_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
+_RETURNED = {memory.MMAP_MAX: 65536, memory.MMAP_THRESHOLD: 128 * 1024, memory.TRIM_THRESHOLD: 128 * 1024}  # at once
 _libc = ctypes.CDLL(None)
 _libc.malloc.restype, _libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 _libc.free.restype, _libc.free.argtypes = None, [ctypes.c_void_p]
-
-
-def _set_allocator(settings: dict) -> None:
-    if hasattr(_libc, "mallopt"):
-        for parameter, value in settings.items():
-            _libc.mallopt(parameter, value)
-        _libc.malloc_trim(0)
 
 
 @contextlib.contextmanager
 def kept_memory(reserve: int = 0):
     """Inside, the process keeps freed memory (CPU) and hands it out again without page faults, `reserve` bytes from the
     start: an aligned request seldom fits what the last one left. Outside, freed memory is returned."""
-    _set_allocator(_KEPT)
+    memory.set_allocator(memory.KEPT)
     block = _libc.malloc(reserve)
     if block:
         ctypes.memset(block, 1, reserve)
@@ -125,7 +116,7 @@ def kept_memory(reserve: int = 0):
     try:
         yield
     finally:
-        _set_allocator(_RETURNED)
+        memory.set_allocator(_RETURNED)
 
 
 def limit_memory(fraction: float = 0.92) -> None:
@@ -158,7 +149,7 @@ def measured(call: Callable, device: str) -> tuple:
         outputs = call()
         torch.cuda.synchronize()
         return outputs, time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
-    _set_allocator(_RETURNED)
+    memory.set_allocator(_RETURNED)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     before = status_bytes("VmRSS")
     start = time.perf_counter()

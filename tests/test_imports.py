@@ -19,7 +19,7 @@ ALLOWED = {
     "report": {"report", "search", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "tasks", "data", "pruning", "nn", "ops", "base"},
 }
-BASE = {"errors", "random", "files", "csr", "graph", "kept"}
+BASE = {"errors", "random", "files", "csr", "graph", "kept", "memory"}
 
 
 def imported_parts(path):

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from acefast import memory
 from acefast.data import Dataset, Sizes
 from acefast.errors import InputError
 from acefast.nn.resgcn import kept_tensors, segment
@@ -23,6 +24,7 @@ LIBRARIES = 160 * 2**20  # what a first training step makes torch load, CPU
 LOADING = 24  # bytes an edge beside the data that making a twin takes; a first reading of OGB's files may take 90, later ones 0
 WORKING = {"resgcn": 5, "gat": 4}  # tensors like a layer's widest, in its backward pass; of the others 3
 EXPONENTIAL = {"resgcn": 2.0, "gat": 2.0}  # time of a pass over the messages in copies of them, where it is not the sum's 1
+KEPT = 4  # times its plan that a search may come to take where freed memory is kept; measured: up to 3
 ROUNDS = 20  # that a ladder of "auto" is planned with
 PASSES = 4  # over the messages in an epoch: forward, backward by both ends, evaluation
 
@@ -192,6 +194,14 @@ class Outlook:
     plan: Plan
     limit: int
     process: int
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether freed memory should stay with the process (``acefast.memory``): where it would be given back after each use,
+        and ``KEPT`` times the plan is there."""
+        row = 4 * max(_widths(self.sizes, self.config)[1:])
+        given_back = self.config.device == "cpu" and self.sizes.nodes * row > memory.GIVEN_BACK
+        return given_back and KEPT * self.plan.bytes <= self.limit
 
     def check(self) -> None:
         """Raises InputError, with the figure and what would fit, where the plan is above the limit."""

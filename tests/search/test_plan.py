@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from acefast import memory
 from acefast.data import Sizes, load_dataset
 from acefast.errors import InputError
-from acefast.search import look_ahead, resolve_config
+from acefast.search import look_ahead, resolve_config, run_search
 from acefast.search.plan import Machine, predict
 
 ARXIV = Sizes.named("ogbn-arxiv")
@@ -61,6 +62,20 @@ def test_recomputation_is_chosen_where_it_is_needed(monkeypatch):
         look_ahead(config, ARXIV, 2 * 10**9).check()
     with pytest.raises(InputError, match="it does not fit either"):
         look_ahead(config, ARXIV, 10**8).check()
+
+
+def test_freed_memory_is_kept_where_there_is_ample(monkeypatch, tiny, tiny_config):
+    config = resolve_config("ogbn-arxiv", "resgcn", layers=3, recompute="no")
+    need = predict(ARXIV, config).bytes
+    assert look_ahead(config, ARXIV, 5 * need + 10**9).keeps_memory and not look_ahead(config, ARXIV, 3 * need).keeps_memory
+    small = resolve_config("ogbn-arxiv", "resgcn", layers=3, hidden=32, recompute="no")  # 22 MB a tensor: glibc keeps it
+    assert not look_ahead(small, ARXIV, 10**12).keeps_memory
+    plain, settings = run_search(tiny, tiny_config()), []
+    monkeypatch.setattr("acefast.memory.GIVEN_BACK", 0)
+    monkeypatch.setattr("acefast.memory.set_allocator", settings.append)
+    kept = run_search(tiny, tiny_config(), memory_limit=10**12)
+    assert kept.history == plain.history and settings == [memory.KEPT, memory.DEFAULT]
+    assert run_search(tiny, tiny_config(), memory_limit=1).history == plain.history and len(settings) == 2
 
 
 MEASURE = """
