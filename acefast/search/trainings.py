@@ -39,6 +39,7 @@ class Trainings:
 
     def __init__(self, store: Folder | Memory | None = None, every: int | None = None, end: float = math.inf):
         self.store, self.every, self.end = store or Memory(), every, end
+        self.stage: dict | None = None  # none is open: trainings beside a search, of which nothing is kept
         self.close()
 
     def close(self) -> None:
@@ -130,7 +131,9 @@ class Trainings:
             self.finished.append((key, fit))
 
     def save(self) -> None:
-        """Write what there is, between two epochs; nothing while all of it is there from before."""
+        """Write what there is of the open stage, between two epochs; nothing while all of it is there from before."""
+        if self.stage is None:
+            return
         facts, tensors = None, {}
         if self.running is not None and self.running[1].epochs:
             key, training = self.running

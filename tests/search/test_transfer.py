@@ -39,6 +39,12 @@ def test_its_own_weights_repeat_the_search(tiny, run):
     assert (row["found_val"], row["found_test"], row["start"], row["seed"]) == (found["val"], found["test"], "rewind", 3)
 
 
+def test_a_long_training_beside_a_search_keeps_nothing(monkeypatch, tiny, run):
+    monkeypatch.setattr("acefast.search.trainings.SECONDS", 0.0)
+    row = retrain_ticket(run.ticket(2), tiny)
+    assert (row["val"], row["test"]) == (run.rounds[2]["val"], run.rounds[2]["test"])
+
+
 def test_another_seed_starts_at_its_fresh_weights(tiny, run):
     ticket = run.ticket(1)
     row = retrain_ticket(ticket, tiny, seed=11)
