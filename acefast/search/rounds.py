@@ -101,7 +101,8 @@ def find_ticket(
 
     dataset: a ``Dataset``, or the name of one that ``data_root`` (among ``settings``) holds. model: a backbone's name
     or a module (see :func:`run_search`). method: a method's name or a function that gives a round's stages. config: a
-    :class:`SearchConfig`, or a preset's name, from which ``settings`` deviate. ``out`` and what follows: as of :func:`run_search`. Raises InputError for what cannot be.
+    :class:`SearchConfig`, or a preset's name, from which ``settings`` deviate. ``out`` and what follows: as of
+    :func:`run_search`. Raises InputError for what cannot be.
     """
     own_model = None if isinstance(model, str) else model
     own_method = None if isinstance(method, str) else method
