@@ -138,8 +138,8 @@ class Graph:
         return edges
 
     def pieces(self, edges: int = 2**20) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All edges by destination, about so many at a time, as (their numbers, sources, destinations), int64: for what is summed
-        over edges or written for each, without [2, E] at once."""
+        """All edges by destination, about so many at a time, as (their numbers, sources, destinations), int64: for what is
+        summed over edges or written for each, without [2, E] at once."""
         starts = torch.arange(0, self.num_edges, edges, device=self.device)
         rows = torch.unique(torch.searchsorted(self.rowptr, starts, right=True) - 1).tolist()
         for begin, end in zip(rows, [*rows[1:], self.num_dst], strict=False):

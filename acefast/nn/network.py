@@ -32,8 +32,8 @@ class Network(nn.Module):
         self.register_parameter("embedding", None)
 
     def embed(self, num_nodes: int, channels: int, seed: int) -> "Network":
-        """Give the network features of its own, a parameter ``embedding`` [num_nodes, channels] that is trained with it: where x is
-        None they take its place, where x is int64 [n] those of the nodes that it names. First uniform in
+        """Give the network features of its own, a parameter ``embedding`` [num_nodes, channels] that is trained with it: where
+        x is None they take its place, where x is int64 [n] those of the nodes that it names. First uniform in
         +-sqrt(6 / (num_nodes + channels)) (Glorot and Bengio, AISTATS 2010). It is never masked."""
         bound = (6 / (num_nodes + channels)) ** 0.5
         self.embedding = nn.Parameter(torch.empty(num_nodes, channels))

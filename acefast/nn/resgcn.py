@@ -21,8 +21,8 @@ NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 def kept_tensors(aggr: str, mlp_layers: int) -> int:
-    """How many [N, hidden] tensors a layer keeps for its backward: its input, what goes into the convolution, the messages' sum,
-    of a softmax its denominators, the MLP's input; and twice the width before and after the MLP's norm."""
+    """How many [N, hidden] tensors a layer keeps for its backward: its input, what goes into the convolution, the messages'
+    sum, of a softmax its denominators, the MLP's input; and twice the width before and after the MLP's norm."""
     return 4 + aggr.startswith("softmax") + (4 if mlp_layers == 2 else 0)
 
 
