@@ -85,8 +85,8 @@ def load_ogb(
 
     `features` "fastrp" puts an embedding of the graph (`acefast.data.fastrp`, from `seed`) in the place of the features, whose
     file may then be absent, "learned" None, for a network that learns an embedding. With `download` a data set that is absent is
-    fetched by the package ogb into `root`; otherwise the network is not used. What is made of the files is kept, under a hash of them, in the subfolder acefast of their folder,
-    or in `cache`; a folder without write permission is left alone.
+    fetched by the package ogb into `root`; otherwise the network is not used. What is made of the files is kept, under a hash of
+    them, in the subfolder acefast of their folder, or in `cache`; a folder without write permission is left alone.
 
     Raises InputError, in one sentence, for data that is missing, damaged or inconsistent.
     """
