@@ -43,8 +43,8 @@ ORDER = {
 }
 MEND = "run the search's command again to mend it, or acefast pack where it is a pack"
 CHANGED = "the file was changed; make it anew, a run folder by its search and a pack by acefast pack"
-# Settings that do not make another experiment of a run: its repetition, its place and the machine.
-NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device"}
+# Settings that do not make another experiment of a run: its repetition, its place, the machine and what gives the same bits.
+NOT_GROUPED = {"seed", "hash", "data_root", "threads", "device", "recompute"}
 
 
 @dataclass(frozen=True)

@@ -333,3 +333,10 @@ def test_other_tasks_and_features_are_other_data(write_run, tmp_path):
         write_run(tmp_path / name, [0.8, 0.7], seed=1 if name == "given" else 0, **more)
     groups = report.read_groups([tmp_path])
     assert sorted(group.config["dataset"] for group in groups) == ["cora", "cora links", "cora, features fastrp"]
+
+
+def test_what_gives_the_same_bits_makes_no_other_experiment(write_run, tmp_path):
+    for seed, more in enumerate(({}, dict(recompute="no"), dict(recompute="yes", threads=2))):
+        write_run(tmp_path / str(seed), [0.8, 0.7], seed=seed, **more)
+    (group,) = report.read_groups([tmp_path])
+    assert [run.config["seed"] for run in group.runs] == [0, 1, 2] and group.label == "ugs"
