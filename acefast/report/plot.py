@@ -48,7 +48,7 @@ def accuracy_plot(groups: list[Group]) -> bytes:
         columns, places = min(len(panels), 3), range(len(panels))
     lines = max(places) // columns + 1
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
-        figure = Figure(figsize=(7.0 if columns == 1 else 5.6 * columns, 4.5 * lines), dpi=150, layout="constrained")
+        figure = Figure(figsize=(7.0 if columns == 1 else 5.6 * columns, 5.2 * lines), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         free = list(figure.subplots(lines, columns, squeeze=False).flat)
         for place, (key, members) in zip(places, panels.items()):
@@ -100,7 +100,7 @@ def draw_panel(axes, key: tuple[str, str, str], groups: list[Group], styles: dic
     low, high = axes.get_ylim()
     if high - low < 2:  # points of accuracy; less would blow up noise
         axes.set_ylim((low + high) / 2 - 1, (low + high) / 2 + 1)
-    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="best")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
 def draw_curve(axes, group: Group, main: str, color: str, marker: str) -> None:
@@ -123,12 +123,16 @@ def draw_curve(axes, group: Group, main: str, color: str, marker: str) -> None:
 
 
 def draw_dense(axes, groups: list[Group]) -> None:
-    """A dashed line at the dense accuracy; one for all groups where they agree to 0.05 points, else one each."""
-    levels: dict[str, float] = {g.label: 100 * fmean(rung.test for rung in g.at(0)) for g in groups}
-    if max(levels.values()) - min(levels.values()) < 0.05:
-        levels = {"": fmean(levels.values())}
-    for style, (label, level) in zip(("--", ":", "-.", (0, (1, 3)), (0, (5, 5))) * len(levels), levels.items()):
-        of = f" of {label}" if label and label != "dense" else ""
+    """Dashed lines at the dense accuracies, one for all groups that agree to 0.05 points; named where they are not the most."""
+    lines: list[tuple[float, list[str]]] = []
+    for group in groups:
+        level = 100 * fmean(rung.test for rung in group.at(0))
+        same = next((labels for other, labels in lines if abs(other - level) < 0.05), None)
+        lines.append((level, [group.label])) if same is None else same.append(group.label)
+    lines.sort(key=lambda line: -len(line[1]))
+    for style, (level, labels) in zip(("--", ":", "-.", (0, (1, 3)), (0, (5, 5))) * len(lines), lines):
+        plain = len(lines) == 1 or labels == ["dense"] or len(labels) > max(len(other) for _, other in lines[1:])
+        of = "" if plain else f" of {', '.join(labels)}"
         axes.axhline(level, color=DENSE, linestyle=style, linewidth=1.2, zorder=2, label=f"dense{of}, {level:.1f} %")
 
 
