@@ -27,7 +27,10 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # of a file that this process makes; a library that writes it may choose another
             yield temporary
+            temporary.chmod(mode)
             if sync:
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())

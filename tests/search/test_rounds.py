@@ -315,3 +315,12 @@ def test_a_ladder_that_always_wins_ends_where_nothing_is_left_to_remove(tiny_con
     assert round_loop.last_round(config, history) == 21
     assert round_loop.last_round(config, [*history, history[-1]]) == 21
     assert round_loop.last_round(config, [*history[:-1], history[-1] | {"val": 0.7949}]) == 20
+
+
+def test_files_have_the_permissions_that_the_user_gives_new_ones(tiny, tiny_config, tmp_path):
+    (tmp_path / "new").touch()
+    expected = (tmp_path / "new").stat().st_mode
+    run_search(tiny, tiny_config(rounds=1), tmp_path / "run")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"checkpoint.safetensors", "round-01.safetensors", "history.jsonl"}
+    assert all(path.stat().st_mode == expected for path in files)
