@@ -55,6 +55,27 @@ def test_only_what_is_equal_is_timed():
         compare({"acefast": fails})
 
 
+def test_an_error_of_the_comparison_is_not_laid_on_the_peer():
+    def broken(expected, found):
+        raise TypeError("the check itself")
+
+    with pytest.raises(TypeError, match="the check itself"):
+        compare({"acefast": lambda: torch.ones(3), "peer": lambda: torch.ones(3)}, equal={"acefast": torch.equal, "peer": broken})
+
+
+def test_a_peer_that_fails_at_its_second_call_is_reported():
+    calls = []
+
+    def tires():
+        calls.append(1)
+        if len(calls) > 1:
+            raise MemoryError("full")
+        return torch.ones(3)
+
+    _, tired = compare({"acefast": lambda: torch.ones(3), "peer": tires})
+    assert not tired.equal and tired.median_s is None and tired.note == "cannot run: MemoryError: full"
+
+
 def test_rows_hold_ratios_and_bytes():
     def slow(seconds):
         return lambda: time.sleep(seconds) or torch.ones(1)
