@@ -718,12 +718,13 @@ def predict(args: list[str]) -> int:
     if "trained" not in ticket.metadata:
         raise InputError(f"{options.ticket} holds no trained weights: make a file by acefast export")
     _, data = prepared(ticket, options.dataset, options.data_root)
-    logits = compact(ticket, options.dataset, data_root=options.data_root)()
+    network = compact(ticket, options.dataset, data_root=options.data_root)
+    logits = network()
     if options.out is not None:
         content = io.BytesIO()
         np.save(content, logits.numpy(), allow_pickle=False)
         write_atomic(options.out, content.getvalue())
-    task = make_task(data)
+    task = make_task(data, decoder=network.decoder)
     val, test = (task.metric(logits[task.nodes[split]], split) for split in ("val", "test"))
     print(f"{data.name}: {data.metric} val {100 * val:.2f} %, test {100 * test:.2f} %")
     return 0

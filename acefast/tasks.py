@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acefast import ops
 from acefast.data import Dataset
 from acefast.data.dataset import SPLITS
 from acefast.data.links import NonEdges
 from acefast.data.metrics import accuracy, hits, rocauc
-from acefast.graph import Graph
-from acefast.random import generator
+from acefast.nn.decoder import ScalarProduct
+from acefast.random import generator, named_seed
 
 
 class NodeClassification:
@@ -52,38 +51,39 @@ class MultiLabel(NodeClassification):
 
 
 class LinkPrediction:
-    """Whether two nodes are joined: the score of a pair is the scalar product of their outputs z, s_ij = <z_i, z_j>.
+    """Whether two nodes are joined: a pair is scored by `decoder` (``acefast.nn.decoder``) from its two nodes' outputs.
 
     Loss: binary cross-entropy over a split's links and its other pairs; in training as many as there are links, drawn anew for
     each epoch, uniformly among the pairs of different nodes that no edge of the graph joins, by a generator named after (seed,
     epoch). With `links` > 0 an epoch takes so many of the training links (at most all): each pass over them has an order of its
     own, drawn from (seed, pass), and leaves out at its end what is no whole epoch. Metric: the data set's, ROC-AUC or Hits@K.
-    Scores are an ``sddmm`` over the pairs, so no [pairs, C] is made.
     """
 
-    def __init__(self, data: Dataset, seed: int, links: int = 0):
+    def __init__(self, data: Dataset, seed: int, links: int = 0, decoder: torch.nn.Module | None = None):
         self.seed, self.name, self.links = seed, data.metric, data.train
+        self.decoder = ScalarProduct() if decoder is None else decoder
         self.count = min(links, len(data.train)) or len(data.train)
         self.order: tuple[int, Tensor] | None = None  # of the pass that the last epoch was in
         self.others = NonEdges(data.graph.edge_index().T, data.num_nodes)
         self.nodes: dict[str, Tensor | None] = {"train": None}
-        self.pairs = {} if self.count < len(data.train) else {"train": [self._graph(data.train)]}
+        self.pairs = {} if self.count < len(data.train) else {"train": [self._prepared(data.train)]}
         for split in ("val", "test"):
             links, others = getattr(data, split), getattr(data, f"{split}_neg")
             self.nodes[split], ends = torch.unique(torch.cat((links, others)), return_inverse=True)
-            parts = ends.T.split((len(links), len(others)), 1)
-            self.pairs[split] = [Graph.from_edge_index(part, num_nodes=self.nodes[split].numel()) for part in parts]
+            count = self.nodes[split].numel()
+            self.pairs[split] = [self.decoder.prepare(part, count) for part in ends.split((len(links), len(others)))]
 
     def scores(self, outputs: Tensor, split: str, epoch: int = 0) -> list[Tensor]:
         """[links], [other pairs]: their scores."""
-        pairs = self.pairs.get(split) or [self._graph(self._part(epoch))]
+        pairs = self.pairs.get(split) or [self._prepared(self._part(epoch))]
         if split == "train":
             drawn = self.others.draw(self.count, generator(self.seed, "negatives", epoch))
-            pairs = [*pairs, self._graph(drawn)]
-        return [ops.sddmm(part, outputs, outputs) for part in pairs]
+            pairs = [*pairs, self._prepared(drawn)]
+        seeds = (named_seed(self.seed, "decoder", kind) for kind in ("links", "others"))
+        return [self.decoder(part, outputs, seed, epoch) for part, seed in zip(pairs, seeds, strict=True)]
 
-    def _graph(self, pairs: Tensor) -> Graph:
-        return Graph.from_edge_index(pairs.T, num_nodes=self.others.n)
+    def _prepared(self, pairs: Tensor):
+        return self.decoder.prepare(pairs, self.others.n)
 
     def _part(self, epoch: int) -> Tensor:
         """The training links [count, 2] of an epoch."""
@@ -112,6 +112,7 @@ Task = NodeClassification | LinkPrediction
 KINDS = {"node": NodeClassification, "multilabel": MultiLabel}
 
 
-def make_task(data: Dataset, seed: int = 0, links: int = 0) -> Task:
-    """The task of `data`; `seed` names what it draws, `links` the training links of an epoch (0: all) where it is links."""
-    return LinkPrediction(data, seed, links) if data.task == "link" else KINDS[data.task](data, seed)
+def make_task(data: Dataset, seed: int = 0, links: int = 0, decoder: torch.nn.Module | None = None) -> Task:
+    """The task of `data`; `seed` names what it draws. Where it is links: `links`, the training links of an epoch (0: all), and
+    `decoder`, what scores pairs (None: scalar products)."""
+    return LinkPrediction(data, seed, links, decoder) if data.task == "link" else KINDS[data.task](data, seed)

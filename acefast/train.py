@@ -84,7 +84,7 @@ def train(
     Without ``fast`` the same numbers, up to rounding, come the straightforward way: masks as further parameters of
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
-    task = make_task(data, seed, schedule.links)
+    task = make_task(data, seed, schedule.links, getattr(model, "decoder", None))
     way = (_Fast if fast else _Straightforward)(model, data, task, schedule, start, pattern, masks, seed)
     training = Training(way)
     if on_start is not None:

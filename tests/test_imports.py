@@ -14,7 +14,7 @@ ALLOWED = {
     "pruning": {"pruning", "nn", "ops", "base"},
     "data": {"data", "ops", "base"},
     "optim": {"ops", "base"},
-    "tasks": {"tasks", "data", "ops", "base"},
+    "tasks": {"tasks", "data", "nn", "ops", "base"},
     "train": {"train", "tasks", "optim", "data", "pruning", "nn", "ops", "base"},
     "report": {"report", "search", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "tasks", "data", "pruning", "nn", "ops", "base"},

@@ -1,6 +1,7 @@
 """Masked layers and networks, built on nothing but ``acefast.ops``."""
 
 from acefast.errors import InputError
+from acefast.nn.decoder import HadamardMLP, ScalarProduct
 from acefast.nn.dropout import dropout
 from acefast.nn.gat import GAT, GATConv
 from acefast.nn.gcn import GCN, GCNConv
@@ -35,10 +36,12 @@ __all__ = [
     "GCNConv",
     "GENConv",
     "GINConv",
+    "HadamardMLP",
     "MaskedLinear",
     "MessageNorm",
     "Network",
     "ResGCN",
+    "ScalarProduct",
     "build",
     "dropout",
     "state_of",

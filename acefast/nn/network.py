@@ -19,7 +19,8 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Network(nn.Module):
-    """Masked layers in ``layers``, each with ``maskable()``, ``reset_parameters(generator)`` and ``macs``.
+    """Masked layers in ``layers``, each with ``maskable()``, ``reset_parameters(generator)`` and ``macs``; for links that are not
+    scored by scalar products also a ``decoder`` (``acefast.nn.decoder``), trained with them and never masked, else None.
 
     A search needs of a network: named parameters, ``maskable()``, the forward of :class:`acefast.nn.GCN`, and optionally
     ``blocks`` and ``macs``; what `state_of` gives is rewound and kept together.
@@ -30,6 +31,7 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_parameter("embedding", None)
+        self.register_module("decoder", None)
 
     def embed(self, num_nodes: int, channels: int, seed: int) -> "Network":
         """Give the network features of its own, a parameter ``embedding`` [num_nodes, channels] that is trained with it: where

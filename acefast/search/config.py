@@ -64,7 +64,10 @@ class SearchConfig:
     hidden: int = 512
     """Hidden channels; of each head for gat."""
     embedding: int = 16
-    """link: numbers that the network gives for each node; a pair's score is the scalar product of its two nodes'."""
+    """link: numbers that the network gives for each node; a pair is scored by its two nodes' (decoder)."""
+    decoder: Literal["product", "mlp"] = "product"
+    """link: how a pair is scored: by the scalar product, or by an MLP on the product of each two numbers (OGB's examples), which
+    is trained with the network and never masked."""
     links: int = 0
     """link: training links of an epoch, which then is one step on a part of them, passing over all in a random order; with as
     many pairs that no edge joins; 0: all of them."""
@@ -201,7 +204,9 @@ class SearchConfig:
 
 
 UNHASHED = ("data_root", "variant", "recompute")
-LATER = ("task", "embedding", "links", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr")
+LATER = (
+    "task", "embedding", "decoder", "links", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr",
+)  # fmt: skip
 FIXED_BY_RELEASED = (
     "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau "
     "standardise pruned_edges"

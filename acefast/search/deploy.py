@@ -28,6 +28,7 @@ class CompactNetwork(torch.nn.Module):
     weights 0; of sparse features the columns that no kept weight reads fall away, and the weights are lists of the kept ones
     where `KeptWeights.pays`; a wide network as a sum over groups of its hidden channels where it is one (`Network.parts`).
 
+    ``decoder``: what scores pairs of nodes by the outputs; None for scalar products.
     ``forward(x)`` gives the outputs [N, classes] of the masked network, to the bit but for the order of additions over groups;
     ``predict(x)`` the classes [N]. x as the search sees it (``prepared``), the data's own unless given. Made by
     :func:`compact`.
@@ -37,6 +38,7 @@ class CompactNetwork(torch.nn.Module):
         super().__init__()
         model = copy.deepcopy(model).eval()
         self.graph, self.arguments = model.compact(data.graph, pattern.edges)
+        self.decoder, model.decoder = model.requires_grad_(False).decoder, None
         self.parts = torch.nn.ModuleList()
         self.inputs = []  # of each part: its features, the columns that they are, the patterns that its forward is given
         for part, places in model.parts(WIDTH):

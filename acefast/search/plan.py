@@ -26,6 +26,7 @@ WORKING = {"resgcn": 5, "gat": 4}  # tensors like a layer's widest, in its backw
 EXPONENTIAL = {"resgcn": 2.0, "gat": 2.0}  # time of a pass over the messages in copies of them, where it is not the sum's 1
 KEPT = 4  # times its plan that a search may come to take where freed memory is kept; measured: up to 3
 ROUNDS = 20  # that a ladder of "auto" is planned with
+PAIRS = 6  # [pairs, embedding] tensors of an MLP on pairs: both ends, their product, two of the MLP, a gradient
 PASSES = 4  # over the messages in an epoch: forward, backward by both ends, evaluation
 
 
@@ -108,6 +109,7 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
         "coefficients of edges": 24 * e if config.backbone == "gcn" and config.degrees != "none" else 0,
         "activations kept": 4 * n * columns,
         "activations at work": 4 * n * (working + 3 * sizes.outputs),
+        "scores of links": PAIRS * 4 * 2 * min(config.links or e, e) * config.embedding if config.decoder == "mlp" else 0,
     }
     data = parts["graph, both ways"] + parts["features and labels"]
     loading = LOADING * sizes.edges - (sum(parts.values()) - parts["process"] - data)

@@ -178,6 +178,8 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
         config.backbone, config.hidden if learned else data.num_features, outputs, seed=seed,
         hidden=config.hidden, layers=config.layers, dropout=config.dropout, **own,
     )  # fmt: skip
+    if config.task == "link" and config.decoder == "mlp":
+        model.decoder = nn.HadamardMLP(outputs, config.dropout, seed)
     return model.embed(data.num_nodes, config.hidden, seed) if learned else model
 
 

@@ -168,7 +168,7 @@ class Search:
 
     def _loss(self, outputs: Tensor, fit: Fit) -> Tensor:
         """The training loss of the fit's best epoch, with what its task drew for it."""
-        task = make_task(self.data, fit.seed, self.config.links)
+        task = make_task(self.data, fit.seed, self.config.links, getattr(self.model, "decoder", None))
         return task.loss(at(outputs, task.nodes["train"]), "train", fit.best_epoch)
 
     def _carried(self, state: State, scores: SoftMasks, pattern: Pattern, axes) -> SoftMasks:

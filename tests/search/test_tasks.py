@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from acefast.data import load_dataset, split_links, synthetic_citation
 from acefast.errors import InputError
 from acefast.graph import Graph
-from acefast.nn import build
+from acefast.nn import HadamardMLP, build
 from acefast.pruning import Pattern, SoftMasks
-from acefast.search import find_ticket, resolve_config, retrain_ticket, run_search
+from acefast.search import compact, export_ticket, find_ticket, resolve_config, retrain_ticket, run_search
 from acefast.search.rounds import prepare_data
 from acefast.tasks import make_task
 from acefast.train import Schedule, train
@@ -60,12 +60,13 @@ def test_training_draws_other_pairs_anew_for_each_epoch(links):
     assert not edges & {tuple(pair) for pair in task.others.draw(20_000, torch.Generator().manual_seed(2)).tolist()}
 
 
-@pytest.mark.parametrize("backbone", ["gcn", "gin", "gat"])
-def test_the_fast_way_is_the_straightforward_one_on_links(monkeypatch, links, backbone):
+@pytest.mark.parametrize(("backbone", "decoder"), [("gcn", "mlp"), ("gcn", "product"), ("gin", "product"), ("gat", "product")])
+def test_the_fast_way_is_the_straightforward_one_on_links(monkeypatch, links, backbone, decoder):
     data = prepare_data(links, resolve_config("small", backbone, task="link"))
     # a part of the graph suffices for few links: the outputs come from blocks
     data = replace(data, val=data.val[:6], val_neg=data.val_neg[:6])
     model = build(backbone, data.num_features, 8, hidden=16, seed=2)
+    model.decoder = HadamardMLP(8, seed=2) if decoder == "mlp" else None
     blocks, called = model.blocks, []
     model.blocks = lambda graph, nodes, *rest: called.append(nodes.numel()) or blocks(graph, nodes, *rest)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -89,6 +90,10 @@ def test_the_fast_way_is_the_straightforward_one_on_links(monkeypatch, links, ba
     assert torch.allclose(*(torch.tensor(values) for values in losses), rtol=1e-5, atol=1e-6)
     one, two = fits
     assert (one.val, one.test, one.best_epoch) == (two.val, two.test, two.best_epoch)
+    learned = [name for name in one.weights if name.startswith("decoder")]
+    assert len(learned) == 4 * (decoder == "mlp")
+    for name in learned:
+        assert torch.allclose(one.weights[name], two.weights[name], atol=1e-5) and not torch.equal(one.weights[name], start[name])
     for axis in ("edges", "weights"):
         for a, b in zip(one.masks.axis(axis), two.masks.axis(axis), strict=True):
             assert torch.allclose(a, b, rtol=0, atol=1e-5)
@@ -113,11 +118,14 @@ def test_several_labels_of_a_node_some_unknown():
     assert run.rounds[0]["metric"] == "rocauc" and 0 < run.rounds[0]["test"] < 1
 
 
-@pytest.mark.parametrize(("backbone", "method"), [("gcn", "ace"), ("gin", "ugs"), ("gat", "ugs")])
-def test_a_search_for_links_ends_with_tickets_that_train_again(tiny, tiny_config, backbone, method, tmp_path):
+@pytest.mark.parametrize(
+    ("backbone", "method", "decoder"),
+    [("gcn", "ace", "product"), ("gcn", "ace", "mlp"), ("gin", "ugs", "product"), ("gat", "ugs", "mlp")],
+)
+def test_a_search_for_links_ends_with_tickets_that_train_again(tiny, tiny_config, backbone, method, decoder, tmp_path):
     complement = "none" if method == "ace" else "joint"  # scores what was removed by the loss, too
     config = tiny_config(
-        task="link", backbone=backbone, method=method, embedding=4, score="gradient", complement=complement
+        task="link", backbone=backbone, method=method, embedding=4, decoder=decoder, score="gradient", complement=complement
     )
     run = run_search(tiny, config, tmp_path / "run")
     assert run_search(tiny, config).history == run.history
@@ -132,6 +140,9 @@ def test_a_search_for_links_ends_with_tickets_that_train_again(tiny, tiny_config
     assert not held & {pair for a, b in seen.edge_index().T.tolist() for pair in ((a, b), (b, a))}
     row = retrain_ticket(ticket, tiny)
     assert (row["val"], row["test"], row["metric"]) == (event["val"], event["test"], "rocauc")
+    exported = compact(export_ticket(ticket, tiny), tiny)
+    outputs, task = exported(), make_task(split_links(tiny), decoder=exported.decoder)
+    assert task.metric(outputs[task.nodes["test"]], "test") == pytest.approx(event["test"], abs=0.01)
     other = retrain_ticket(ticket, tiny, backbone="gin" if backbone != "gin" else "gcn")
     assert other["edges_total"] == graph.num_edges and 0 <= other["test"] <= 1
     with pytest.raises(InputError, match="ticket for another graph"):
