@@ -83,7 +83,7 @@ class SearchProgress:
             self.finished = None
 
     def on_training(self, event):
-        done = event["done"]
+        done, self.val = event["done"], ""
         self.count(done)
         if 0 < done < event["epochs"]:
             self.say(f"{self.name}: going on after epoch {done} of {event['epochs']}, {self.where(event)}")
@@ -95,8 +95,11 @@ class SearchProgress:
         self.epochs += 1
         self.count(1)
         if self.bars is not None:
-            text = f"epoch {event['epoch']}/{event['epochs']}, val {100 * event['val']:.1f} %"
-            self.bars.update(self.training, completed=event["epoch"], text=text)
+            if event["val"] is not None:
+                self.val = f", val {100 * event['val']:.1f} %"
+            self.bars.update(
+                self.training, completed=event["epoch"], text=f"epoch {event['epoch']}/{event['epochs']}{self.val}"
+            )  # fmt: skip
             self.bars.update(self.overall, text=self.times())
         elif time.monotonic() - self.spoke > LONG_SECONDS:
             self.say(f"{self.name}: epoch {event['epoch']} of {event['epochs']}, {self.where(event)}; {self.times()}")

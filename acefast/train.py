@@ -33,11 +33,12 @@ class Schedule:
     s1: float = 0.0
     s2: float = 0.0
     links: int = 0  # see acefast.tasks.make_task
+    evaluate_every: int = 1  # epochs; the last one is evaluated too
 
 
 @dataclass(eq=False)
 class Fit:
-    """What a training gives: the metric (a fraction) at the best epoch, the first of highest validation metric.
+    """What a training gives: the metric (a fraction) at the best epoch, the first evaluated one of highest validation metric.
 
     best_epoch counts from 0; val_loss is the task's loss on the validation split there; masks and weights are
     copies from after that epoch's step (weights, with the buffers of ``nn.state_of``, only where they were asked for; of
@@ -62,7 +63,7 @@ def train(
     masks: SoftMasks | None = None,
     seed: int = 0,
     keep_weights: bool = False,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[int, float | None], None] | None = None,
     fast: bool = True,
     until: Callable[[SoftMasks], bool] | None = None,
     on_start: Callable[["Training"], None] | None = None,
@@ -72,8 +73,8 @@ def train(
 
     What is minimised and what it is judged by is the task of ``data`` (``acefast.tasks``). ``masks`` are trained along with the
     weights, in place; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
-    After each epoch the model is evaluated on the validation split without dropout and ``on_epoch(epoch, val)`` is called;
-    the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights and buffers.
+    After each epoch, or every ``evaluate_every`` of them, the model is evaluated on the validation split without dropout, and
+    after each ``on_epoch(epoch, val)`` is called, with None where it was not evaluated; the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights and buffers.
     ``on_start(training)`` is called before the first epoch: it may put the training to where an equal one stood
     (``Training.restore``), and from ``on_epoch`` it may be read where this one stands.
 
@@ -93,13 +94,15 @@ def train(
         model.train()
         loss = training.loss = task.loss(way.outputs("train", epoch), "train", epoch)
         way.step(loss)
-        model.eval()
-        with torch.no_grad():
-            outputs = way.outputs("val")
-            val = task.metric(outputs, "val")
-            ended = until is not None and (until(way.masks()) or epoch == schedule.epochs - 1)
-            if ended if until is not None else val > training.best.val:
-                training.keep_as_best(Fit(epoch, val, float(task.loss(outputs, "val")), 0.0))
+        last, val = epoch == schedule.epochs - 1, None
+        ended = until is not None and (until(way.masks()) or last)
+        if ended or last or (epoch + 1) % schedule.evaluate_every == 0:
+            model.eval()
+            with torch.no_grad():
+                outputs = way.outputs("val")
+                val = task.metric(outputs, "val")
+                if ended if until is not None else val > training.best.val:
+                    training.keep_as_best(Fit(epoch, val, float(task.loss(outputs, "val")), 0.0))
         training.epochs = epoch + 1
         if on_epoch is not None:
             on_epoch(epoch, val)

@@ -125,6 +125,9 @@ class SearchConfig:
     """Epochs of retraining with frozen masks; also of the dense baseline."""
     ace_epochs: int = 20
     """Epochs of each retained and complement model of ACE."""
+    evaluate_every: int = 1
+    """Epochs from one evaluation on the validation split to the next, the best of which is the training's best epoch; after the
+    last epoch there is always one."""
     ace_rounds: int = 6
     """ACE rounds (train, exchange) in each round of pruning."""
 
@@ -206,6 +209,7 @@ class SearchConfig:
 UNHASHED = ("data_root", "variant", "recompute")
 LATER = (
     "task", "embedding", "decoder", "links", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr",
+    "evaluate_every",
 )  # fmt: skip
 FIXED_BY_RELEASED = (
     "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau "
@@ -286,7 +290,7 @@ def _range(names: str, test, words: str) -> dict:
 RANGES = {
     **_range("rounds", lambda v: v == "auto" or v >= 0, "0 or more, or auto"),
     **_range("seed links ace_rounds protect noise_check", lambda v: v >= 0, "0 or more"),
-    **_range("layers hidden embedding heads mask_epochs fix_epochs ace_epochs threads", lambda v: v >= 1, "1 or more"),
+    **_range("layers hidden embedding heads mask_epochs fix_epochs ace_epochs evaluate_every threads", lambda v: v >= 1, "1 or more"),
     **_range("dropout prune_edges prune_weights carry", lambda v: 0 <= v < 1, "in [0, 1)"),
     **_range("exchange_edges exchange_weights", lambda v: 0 <= v <= 1, "in [0, 1]"),
     **_range("stop_overlap", lambda v: 0 <= v <= 1, "in [0, 1]"),

@@ -79,7 +79,7 @@ class Search:
     def retrain(self, state: State, stage: str, pattern: Pattern | None) -> Fit:
         """Train the first weights with frozen masks for ``fix_epochs``."""
         c = self.config
-        schedule = Schedule(c.fix_epochs, c.fix_lr, c.weight_decay, links=c.links)
+        schedule = Schedule(c.fix_epochs, c.fix_lr, c.weight_decay, links=c.links, evaluate_every=c.evaluate_every)
         return self._train(state, stage, stage, schedule, pattern, None)
 
     def train_masks(
@@ -88,7 +88,9 @@ class Search:
         """Train the first weights and soft masks together; ``model`` names the network within the stage, ``noise`` the draw
         of the masks' first values; ``until`` ends it (see ``train``)."""
         c = self.config
-        schedule = Schedule(epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2, c.links)
+        schedule = Schedule(
+            epochs, c.lr, c.weight_decay, c.mask_lr, c.mask_weight_decay, c.s1, c.s2, c.links, c.evaluate_every
+        )  # fmt: skip
         masks = SoftMasks.init(pattern, c.mask_noise, self.make(state.round, stage, model, noise), self.axes)
         return self._train(state, stage, model, schedule, pattern, masks, noise, until)
 

@@ -79,6 +79,19 @@ def test_a_training_that_goes_on_counts_what_is_left_and_long_ones_tell_their_ep
     ]
 
 
+def test_the_bar_shows_the_last_evaluation(now):
+    training = {"round": 0, "stage": "dense", "model": "dense", "epochs": 100}
+    with SearchProgress("ugs", Console(file=io.StringIO(), width=60, force_terminal=True)) as shown:
+        shown({"event": "run", "rounds": 1, "stages": ["imp"], "done": 0, "epochs": 300})
+        shown({"event": "stage", "round": 0, "stage": "dense"})
+        for _ in range(2):
+            shown({"event": "training", **training, "done": 0})
+            for epoch, val, text in ((1, None, "epoch 1/100"), (2, 0.5, "epoch 2/100, val 50.0 %"), (3, None, "epoch 3/100, val 50.0 %")):
+                shown({"event": "epoch", **training, "epoch": epoch, "val": val})
+                task = next(task for task in shown.bars.tasks if task.id == shown.training)
+                assert (task.fields["text"], task.completed) == (text, epoch)
+
+
 def test_long_stages_are_announced(now):
     out = io.StringIO()
     with SearchProgress("ugs", Console(file=out, width=60)) as shown:

@@ -93,6 +93,6 @@ def test_links_are_passed_over_a_part_at_a_time(tiny):
 
 def test_the_preset_of_a_data_set_without_features():
     config = resolve_config("twin:ogbl-ddi:0.05", "gcn", "ugs", task="link", rounds=1, mask_epochs=3, fix_epochs=3, threads=1, hidden=16)
-    assert (config.features, config.links, config.embedding) == ("learned", 65536, 256)
-    run = run_search(load_dataset("twin:ogbl-ddi:0.05"), replace(config, links=500))
+    assert (config.features, config.links, config.embedding, config.decoder) == ("learned", 16384, 256, "mlp")
+    run = run_search(load_dataset("twin:ogbl-ddi:0.05"), replace(config, links=500, embedding=16))
     assert run.rounds[1]["metric"] == "hits@20" and run.rounds[1]["edges_kept"] < run.rounds[0]["edges_kept"]

@@ -169,3 +169,21 @@ def test_divergence_is_said(tiny):
     start["layers.0.lin.weight"] = torch.full_like(start["layers.0.lin.weight"], float("nan"))
     with pytest.raises(InputError, match="diverged"):
         train(model, tiny, Schedule(2, lr=0.1), start)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_is_not_evaluated_is_never_the_best_epoch(tiny, fast):
+    model, start, full = setup(tiny)
+
+    def fit(every, epochs=11):
+        seen = []
+        masks = SoftMasks.init(full, 1e-5, lambda name: torch.Generator().manual_seed(1))
+        schedule = Schedule(epochs, lr=0.05, mask_lr=0.02, evaluate_every=every)
+        return train(model, tiny, schedule, start, full, masks, on_epoch=lambda *e: seen.append(e), fast=fast), seen
+
+    (_, every), (fourth, some), (_, none) = fit(1), fit(4), fit(100)
+    assert [epoch for epoch, _ in every] == [epoch for epoch, _ in some] == list(range(11))
+    assert some == [(epoch, val if epoch in (3, 7, 10) else None) for epoch, val in every]
+    assert fourth.val == max(val for _, val in some if val is not None)
+    assert fourth.best_epoch == next(epoch for epoch, val in some if val == fourth.val)
+    assert none[:-1] == [(epoch, None) for epoch in range(10)] and none[-1] == every[-1]
