@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acefast import ops
 from acefast.graph import Graph
+from acefast.nn.linear import MaskedLinear
 from acefast.random import generator, named_seed
 
 CHUNK = 2**16  # pairs at a time: what is not kept for a backward pass is at most so many rows
@@ -36,16 +37,13 @@ class HadamardMLP(nn.Module):
 
     def __init__(self, channels: int, dropout: float = 0.5, seed: int = 0):
         super().__init__()
-        self.hidden, self.score, self.dropout = nn.Linear(channels, channels), nn.Linear(channels, 1), dropout
+        self.hidden, self.score, self.dropout = MaskedLinear(channels, channels), MaskedLinear(channels, 1), dropout
         self.reset_parameters(seed)
 
-    @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """Uniform in +-C^-1/2, from generators named after the layers."""
         for name, layer in self.named_children():
-            for parameter in layer.parameters():
-                bound = layer.in_features**-0.5
-                parameter.uniform_(-bound, bound, generator=generator(seed, "init", "decoder", name, parameter.dim()))
+            layer.reset_parameters(generator(seed, "init", "decoder", name))
 
     def prepare(self, pairs: Tensor, num_nodes: int) -> list[tuple[Graph, Graph]]:
         return [
