@@ -7,6 +7,13 @@
 namespace acefast {
 namespace {
 
+// x where edge e is kept (all are without `kept`), else 0.
+template <class A>
+A select(const uint8_t* kept, int64_t e, A x) {
+  const A either[2] = {A(0), x};
+  return either[kept ? kept[e] != 0 : 1];
+}
+
 // Calls f(row, slot0, slot1) for every row, rows shared out by their slots.
 template <class F>
 void for_rows(const int64_t* ptr, int64_t n, const F& f) {
@@ -43,9 +50,10 @@ std::tuple<Tensor, Tensor, Tensor> gcn_norm(const Tensor& rowptr, const Tensor& 
       for_rows(side.ptr, n, [&](int64_t i, int64_t s0, int64_t s1) {
         double d = 0;
         if (m || kept) {
-          for (int64_t s = s0; s < s1; ++s) {
+          for (int64_t s = s0; s < s1; ++s) {  // removed edges add 0: no branch, which random patterns would mispredict
             const int64_t e = side.eid ? int64_t(side.eid[s]) : s;
-            if (!kept || kept[e]) d += m ? double(m[e]) : 1.0;
+            const double one = m ? double(m[e]) : 1.0;
+            d += select(kept, e, one);
           }
         } else {
           d = double(s1 - s0);
@@ -100,7 +108,7 @@ Tensor gcn_norm_bwd(const Tensor& rowptr, const Tensor& col, const OptTensor& ei
         const A dd = A(-0.5 * double(inv[i]) * double(inv[i]) * double(inv[i]) * sum);
         for (int64_t s = s0; s < s1; ++s) {
           const int64_t e = in.eid ? int64_t(in.eid[s]) : s;
-          result[e] = !kept || kept[e] ? dd : A(0);
+          result[e] = select(kept, e, dd);
         }
       });
     });
