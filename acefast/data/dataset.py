@@ -158,6 +158,14 @@ class Dataset:
                 vars(moved)[field] = value.to(device)
         return moved
 
+    def with_features_in(self, dtype: torch.dtype) -> "Dataset":
+        """The same data with dense features of nodes and edges in `dtype`, without being checked again."""
+        narrowed = copy.copy(self)
+        for field in ("x", "edge_attr"):
+            if isinstance(getattr(self, field), Tensor):
+                vars(narrowed)[field] = getattr(self, field).to(dtype)
+        return narrowed
+
     def with_row_normalized_features(self) -> "Dataset":
         """Features divided by their row's sum, x_ij / Σ_k x_ik; a row that sums to 0 becomes 0 (as GCN and UGS do). A dataset
         without features stays as it is."""

@@ -13,7 +13,8 @@ from acefast.data.twin import PREFIX, SPECIES, TWINS, parsed
 @dataclass(frozen=True)
 class Sizes:
     """Counts of a data set: nodes, directed edges, columns of x (0: none) and its stored entries, columns of edge_attr and of
-    the logits; the bytes of features, labels, splits; and whether both directions of the graph share their arrays."""
+    the logits; the bytes of features, labels, splits; whether both directions of the graph share their arrays; and whether
+    dense features are bfloat16 already."""
 
     nodes: int
     edges: int
@@ -23,6 +24,7 @@ class Sizes:
     edge_columns: int
     feature_bytes: int
     undirected: bool
+    narrow: bool = False
 
     @classmethod
     def of(cls, data: Dataset) -> "Sizes":
@@ -35,7 +37,7 @@ class Sizes:
         entries = x[-1].numel() if data.x is not None else 0
         return cls(
             data.num_nodes, data.graph.num_edges, data.num_features, entries, max(1, data.num_classes), edge_columns, held,
-            shared,
+            shared, any(isinstance(t, torch.Tensor) and t.dtype == torch.bfloat16 for t in (data.x, data.edge_attr)),
         )  # fmt: skip
 
     @classmethod

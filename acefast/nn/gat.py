@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from acefast import ops
 from acefast.csr import CSR
@@ -20,12 +21,19 @@ from acefast.random import named_seed
 
 def attention_terms(z: Tensor, *attention: Tensor) -> list[Tensor]:
     """<att_h, z_nh> [N, H] for each `att` [1, H, C], z [N, H, C]; in att's dtype. One product with block-diagonal matrices, so
-    that no other [N, H, C] is made for them."""
+    that no other [N, H, C] is kept for them."""
     heads, width = z.shape[1:]
     eye = torch.eye(heads, dtype=attention[0].dtype, device=z.device).unsqueeze(1)
     blocks = torch.cat([(eye * att[0].unsqueeze(2)).reshape(heads * width, heads) for att in attention], 1)
-    with torch.autocast(z.device.type, enabled=False):
-        terms = z.flatten(1).to(blocks.dtype) @ blocks
+
+    def product(z: Tensor, blocks: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return z.flatten(1).to(blocks.dtype) @ blocks
+
+    if z.dtype == blocks.dtype:
+        terms = product(z, blocks)
+    else:  # the wide copy of z is made again in backward
+        terms = checkpoint(product, z, blocks, use_reentrant=False, preserve_rng_state=False)
     return [terms[:, i * heads : (i + 1) * heads] for i in range(len(attention))]
 
 

@@ -37,6 +37,15 @@ class _Aggregation(nn.Module):
             nn.init.constant_(parameter, self.initial[name])
 
 
+def normalised(norm: nn.Module, h: Tensor) -> Tensor:
+    """norm(h) in h's dtype, its statistics in float32. Factors of a LayerNorm take h's dtype: its CUDA kernel has one for both,
+    and an autocast region would keep a float32 copy of h for backward."""
+    if not isinstance(norm, nn.LayerNorm) or norm.weight.dtype == h.dtype:
+        return norm(h)
+    with torch.autocast(h.device.type, enabled=False):
+        return F.layer_norm(h, norm.normalized_shape, norm.weight.to(h.dtype), norm.bias.to(h.dtype), norm.eps)
+
+
 class MessageNorm(nn.Module):
     """y = scale * |x|_2 * m / |m|_2 per row (Li et al., eq. 8); `scale` [1] is learned with `learn_scale`."""
 
@@ -150,7 +159,7 @@ class GENConv(nn.Module):
             y = self.msg_norm(x_dst, y)
         y = y + (linear("lin_dst", x_dst) if hasattr(self, "lin_dst") else x_dst)
         for name, module in self.mlp.named_children():
-            y = linear(f"mlp.{name}", y) if isinstance(module, MaskedLinear) else module(y)
+            y = linear(f"mlp.{name}", y) if isinstance(module, MaskedLinear) else normalised(module, y)
         return y
 
     def _encoder(self, masks, keeps):
@@ -206,7 +215,7 @@ class ResGCN(nn.Module):
         return F.dropout(h, p=self.dropout, training=self.training)
 
     def _normalised(self, h):
-        h = h if self.norm is None else self.norm(h)
+        h = h if self.norm is None else normalised(self.norm, h)
         return h if self.act is None else self.act(h)
 
     def _convolved(self, h, *args, **kwargs):

@@ -10,6 +10,11 @@ from acefast.csr import CSR
 from acefast.errors import InputError
 
 
+def region_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of the autocast region that the call is in; None outside of one."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 class MaskedLinear(nn.Module):
     """y = x (W * m)^T + b over the kept weights.
 
@@ -41,14 +46,17 @@ class MaskedLinear(nn.Module):
             )
         self.keep = keep
 
-    def forward(self, x: Tensor | CSR, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """x [N, in_features], dense or CSR; mask float, keep bool, both like weight -> [N, out_features], in the autocast
-        region's dtype inside of one (dense x)."""
-        weight = self.weight
-        if isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+    def forward(
+        self, x: Tensor | CSR, mask: Tensor | None = None, keep: Tensor | None = None, with_bias: bool = True
+    ) -> Tensor:
+        """x [N, in_features], dense or CSR; mask float, keep bool, both like weight -> [N, out_features]; without b where
+        `with_bias` is False. Inside an autocast region y has the region's dtype: a dense x and the weight are narrowed before
+        the product, of a CSR x the product is."""
+        dtype, weight = region_dtype(x.device), self.weight
+        if dtype is not None and isinstance(x, Tensor):
             x, weight = x.to(dtype), weight.to(dtype)
-        return ops.masked_linear(x, weight, mask, self.bias, self.keep if keep is None else keep)
+        y = ops.masked_linear(x, weight, mask, self.bias if with_bias else None, self.keep if keep is None else keep)
+        return y if dtype is None else y.to(dtype)
 
     def macs(self, x: CSR | int, keep: Tensor | None = None) -> int:
         """Multiply-accumulates of a call: of x dense with that many rows, rows · kept weights; of x sparse, the sum over kept

@@ -7,6 +7,7 @@ from acefast.csr import CSR
 from acefast.errors import InputError
 from acefast.graph import Graph
 from acefast.nn.edges import part_of
+from acefast.nn.linear import region_dtype
 from acefast.random import generator
 
 
@@ -24,14 +25,26 @@ class Network(nn.Module):
 
     A search needs of a network: named parameters, ``maskable()``, the forward of :class:`acefast.nn.GCN`, and optionally
     ``blocks`` and ``macs``; what `state_of` gives is rewound and kept together.
+
+    ``dtype`` is that of hidden features, float32 unless set; with bfloat16 a call is an autocast region: features, what layers
+    give and what is kept for backward are bfloat16, and so are weights within a product, whose sums are float32. Parameters,
+    masks, coefficients of edges, softmax denominators, running statistics, gradients of all these, and the logits are float32.
     """
 
     layers: nn.ModuleList
 
     def __init__(self):
         super().__init__()
+        self.dtype = torch.float32
         self.register_parameter("embedding", None)
         self.register_module("decoder", None)
+
+    def __call__(self, graph: Graph, *args, **kwargs) -> Tensor:
+        """The forward, in ``dtype`` but for what it returns."""
+        if self.dtype == torch.float32:
+            return super().__call__(graph, *args, **kwargs)
+        with torch.autocast(graph.device.type, self.dtype, cache_enabled=False):  # a weight is read once a call
+            return super().__call__(graph, *args, **kwargs).float()
 
     def embed(self, num_nodes: int, channels: int, seed: int) -> "Network":
         """Give the network features of its own, a parameter ``embedding`` [num_nodes, channels] that is trained with it: where
@@ -44,12 +57,16 @@ class Network(nn.Module):
         return self
 
     def given(self, x: CSR | Tensor | None) -> CSR | Tensor:
-        """The features that the first layer reads: x, or those of ``embed``. Raises InputError where there are neither."""
-        if isinstance(x, CSR) or (x is not None and x.is_floating_point()):
+        """The features that the first layer reads: x, or those of ``embed``; dense ones in the dtype of an autocast region.
+        Raises InputError where there are neither."""
+        if isinstance(x, CSR):
             return x
-        if self.embedding is None:
-            raise InputError("x is no features and the network has none of its own: give x [N, F], or call embed first")
-        return self.embedding if x is None else self.embedding[x]
+        if x is None or not x.is_floating_point():
+            if self.embedding is None:
+                raise InputError("x is no features and the network has none of its own: give x [N, F], or call embed first")
+            x = self.embedding if x is None else self.embedding[x]
+        dtype = region_dtype(x.device)
+        return x if dtype is None else x.to(dtype)
 
     def reset_parameters(self, seed: int) -> None:
         """Fresh weights from generators named after the layers."""

@@ -12,7 +12,7 @@ from acefast.csr import CSR
 from acefast.errors import InputError
 from acefast.graph import Graph, Selection
 from acefast.nn.edges import part_of
-from acefast.nn.gen import GENConv
+from acefast.nn.gen import GENConv, normalised
 from acefast.nn.linear import MaskedLinear
 from acefast.nn.network import Network
 from acefast.random import generator
@@ -61,13 +61,14 @@ class ResidualLayer(nn.Module):
 
     def activated(self, h: Tensor, p: float, seed: int, step: int) -> Tensor:
         """dropout(relu(norm(h))) [N, F]."""
-        return ops.relu_dropout(self.norm(h), p, seed, step)
+        return ops.relu_dropout(normalised(self.norm, h), p, seed, step)
 
     def convolved(self, h, graph, edge_attr, encoder, edge_mask, edge_keep, masks, keeps) -> Tensor:
         """conv(h) [N, F]; `encoder` the network's MaskedLinear of edge features, `masks` and `keeps` by this layer's names."""
         if encoder is not None:  # two linear maps with nothing between them are one
             own = self.edge_encoder
-            encoder = own.weight @ encoder.weight, own.weight @ encoder.bias + own.bias
+            with torch.autocast(h.device.type, enabled=False):
+                encoder = own.weight @ encoder.weight, own.weight @ encoder.bias + own.bias
         of_conv = part_of(masks, "conv."), part_of(keeps, "conv.")
         return self.conv(h, graph, edge_attr, edge_mask, edge_keep, *of_conv, encoder=encoder)
 

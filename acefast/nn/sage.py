@@ -50,16 +50,15 @@ class SAGELayer(nn.Module):
         kept = None if isinstance(graph, Block) else edge_keep  # a Block has the kept edges alone
 
         def linear(name, h, bias=True):
-            layer, name = getattr(self, name), f"{name}.weight"
-            return ops.masked_linear(h, layer.weight, masks.get(name), layer.bias if bias else None, keeps.get(name))
+            return getattr(self, name)(h, masks.get(f"{name}.weight"), keeps.get(f"{name}.weight"), bias)
 
         def mean(h):
             return ops.spmm(graph, h, mask=edge_mask, keep=kept, reduce="mean", pruned=self.pruned)
 
         masks, keeps = masks or {}, keeps or {}
         if self._aggregates_last(x):
-            near = mean(linear("lin_l", x, bias=False)) + self.lin_l.bias
-            return near + linear("lin_r", x)[: graph.num_dst]
+            near = mean(linear("lin_l", x, bias=False))
+            return near + self.lin_l.bias.to(near.dtype) + linear("lin_r", x)[: graph.num_dst]
         return linear("lin_l", mean(x)) + linear("lin_r", x[: graph.num_dst])
 
 

@@ -166,6 +166,9 @@ class SearchConfig:
 
     threads: int = 1
     """CPU threads, recorded because results are bit-equal only for the same number; torch's own unless given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of features and hidden features in every training and evaluation; with bfloat16 weights, masks, moments, scores, losses
+    and logits stay float32."""
     device: str = "cpu"
     """Device of the computation: cpu or cuda."""
 
@@ -206,11 +209,15 @@ class SearchConfig:
         return [key for key in mine if key not in UNHASHED and mine[key] != theirs[key]]
 
 
+def reads_edge_features(config: SearchConfig) -> bool:
+    """Whether the network has a use for features of the edges."""
+    return config.backbone == "resgcn" and config.edge_features
+
+
 UNHASHED = ("data_root", "variant", "recompute")
 LATER = (
-    "task", "embedding", "decoder", "links", "features", "aggr", "t", "learn_t", "mlp_layers", "norm", "edge_features", "fix_lr",
-    "evaluate_every",
-)  # fmt: skip
+    "task embedding decoder links features aggr t learn_t mlp_layers norm edge_features fix_lr evaluate_every dtype"
+).split()
 FIXED_BY_RELEASED = (
     "mask_noise score edge_score tie_directions protect carry noise_check complement prune_edges exchange_edges tau "
     "standardise pruned_edges"

@@ -17,7 +17,7 @@ from acefast import memory
 from acefast.data import Dataset, Sizes
 from acefast.errors import InputError
 from acefast.nn.resgcn import kept_tensors, segment
-from acefast.search.config import SearchConfig
+from acefast.search.config import SearchConfig, reads_edge_features
 from acefast.train import lists_edges
 
 LIBRARIES = 160 * 2**20  # what a first training step makes torch load, CPU
@@ -93,22 +93,28 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
     widths = _widths(sizes, config)
     weights = _weights(sizes, config, widths)
     index = 4 if max(n, e) < 2**31 else 8
-    columns = _kept_columns(config, widths, recompute)
+    features, narrowed = sizes.feature_bytes, 0
+    if config.dtype == "bfloat16" and not sizes.narrow:
+        dense = sizes.entries if sizes.entries == n * sizes.columns else 0
+        narrowed = 2 * (dense + sizes.edges * sizes.edge_columns * reads_edge_features(config))
+        if config.device != "cpu" and not learned:  # which gets the narrow features alone
+            features, narrowed = features - narrowed, 0
     working = WORKING.get(config.backbone, 3) * max(widths[1:])
     if config.backbone == "resgcn" and config.mlp_layers == 2:
         working += 4 * f
     parts = {
         "process": process + (LIBRARIES if config.device == "cpu" else 0),
         "graph, both ways": int(e * index * (2 if sizes.undirected else 3) + 16 * n),
-        "features and labels": sizes.feature_bytes,
+        "features and labels": features,
+        "features in bfloat16": narrowed,
         "weights, masks, moments": 44 * weights,
         "learned features, gradients, moments": 28 * n * learned,
         "edge mask, gradients, moments": int(e * (12 + 20 * kept if listed else 24)) if masked else 0,
         "kept edges, both ways": int(e * 4 * index * kept) if listed else 0,
         "patterns and scores": e * (20 if exchanges else 4) if masked else 0,
         "coefficients of edges": 24 * e if config.backbone == "gcn" and config.degrees != "none" else 0,
-        "activations kept": 4 * n * columns,
-        "activations at work": 4 * n * (working + 3 * sizes.outputs),
+        "activations kept": n * _kept_bytes(config, widths, recompute),
+        "activations at work": n * (_element(config) * working + 12 * sizes.outputs),
         "scores of links": PAIRS * 4 * 2 * min(config.links or e, e) * config.embedding if config.decoder == "mlp" else 0,
     }
     data = parts["graph, both ways"] + parts["features and labels"]
@@ -120,7 +126,8 @@ def predict(sizes: Sizes, config: SearchConfig, machine: Machine | None = None, 
         return plan
     passes = PASSES + recompute
     messages = sum(min(a, b) if config.backbone != "resgcn" else b for a, b in zip(widths, widths[1:], strict=False))
-    moved = 4 * passes * (EXPONENTIAL.get(config.backbone, 1.0) * e * messages + 10 * n * sum(widths[1:])) + 60 * e * masked
+    numbers = EXPONENTIAL.get(config.backbone, 1.0) * e * messages + 10 * n * sum(widths[1:])
+    moved = _element(config) * passes * numbers + 60 * e * masked
     zeros = n * sizes.columns - sizes.entries  # of sparse features
     absent = zeros * widths[1] * (2 if config.backbone == "sage" else 1)
     multiplied = passes * (n * weights - absent)
@@ -153,16 +160,23 @@ def _weights(sizes: Sizes, config: SearchConfig, widths: list[int]) -> int:
     return layers * (2 if config.backbone == "sage" else 1)
 
 
-def _kept_columns(config: SearchConfig, widths: list[int], recompute: bool) -> int:
-    """Columns of the [N, ...] tensors that a forward pass keeps for backward."""
+def _element(config: SearchConfig) -> int:
+    """Bytes of a number of a hidden feature."""
+    return 2 if config.dtype == "bfloat16" else 4
+
+
+def _kept_bytes(config: SearchConfig, widths: list[int], recompute: bool) -> int:
+    """Bytes a node of the [N, ...] tensors that a forward pass keeps for backward."""
+    size = _element(config)
     if config.backbone == "resgcn":
         kept = kept_tensors(config.aggr, config.mlp_layers)
-        size = segment(config.layers, kept) if recompute else config.layers
-        return config.hidden * (-(-config.layers // size) - 1 + kept * size)
+        together = segment(config.layers, kept) if recompute else config.layers
+        a_layer = size * kept + (4 - size) * config.aggr.startswith("softmax")  # whose denominators are float32
+        return config.hidden * (size * (-(-config.layers // together) - 1) + a_layer * together)
     pairs = list(zip(widths, widths[1:], strict=False))
     if config.backbone == "gat":  # the dropped input and its noise; z, its weighted sums, ELU's output
-        return sum(2 * a + 3 * b for a, b in pairs)
-    return sum(a for a, _ in pairs[1:]) + sum(min(a, b) for a, b in pairs)  # inputs, and what is aggregated
+        return size * sum(2 * a + 3 * b for a, b in pairs)
+    return size * (sum(a for a, _ in pairs[1:]) + sum(min(a, b) for a, b in pairs))  # inputs, and what is aggregated
 
 
 def check_device(device: str) -> None:
@@ -201,7 +215,7 @@ class Outlook:
     def keeps_memory(self) -> bool:
         """Whether freed memory should stay with the process (``acefast.memory``): where it would be given back after each use,
         and ``KEPT`` times the plan is there."""
-        row = 4 * max(_widths(self.sizes, self.config)[1:])
+        row = _element(self.config) * max(_widths(self.sizes, self.config)[1:])
         given_back = self.config.device == "cpu" and self.sizes.nodes * row > memory.GIVEN_BACK
         return given_back and KEPT * self.plan.bytes <= self.limit
 

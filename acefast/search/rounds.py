@@ -20,7 +20,7 @@ from acefast.memory import kept_memory
 from acefast.ops.backend import get_backend
 from acefast.pruning import Ticket, find_score
 from acefast.search import released
-from acefast.search.config import UNHASHED, SearchConfig, resolve_config
+from acefast.search.config import UNHASHED, SearchConfig, reads_edge_features, resolve_config
 from acefast.search.folder import Folder, Memory
 from acefast.search.methods import find_method
 from acefast.search.plan import check_device, epochs_of, look_ahead
@@ -135,14 +135,23 @@ def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
     data = prepare_data(dataset, config).to(config.device)
     if config.backbone == "resgcn" and config.recompute == "auto":
         config = look_ahead(config, data).config
-    model = build_model(data, config) if model is None else model
+    if model is None:
+        model = build_model(data, config)
+    elif isinstance(model, nn.Network):
+        model.dtype = getattr(torch, config.dtype)
+    elif config.dtype != "float32":
+        raise InputError(
+            f"dtype {config.dtype} is for the networks of acefast.nn, and the model given is a {type(model).__name__}: narrow it "
+            "yourself and take dtype float32, which it has to return"
+        )
     return Search(config, data, model.to(config.device), progress)
 
 
 def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
     """The data as the configured task and backbone see it: features divided by their sums where ``row_normalise``; for task
     link its edges split by ``split_links`` where it does not come with links to predict; for gat a self-loop for each node,
-    edge number E + i, which carries a mask like any edge (UGS). Raises InputError where the data cannot be learned so."""
+    edge number E + i, which carries a mask like any edge (UGS); features of edges where the network reads them; dense features in
+    the configured dtype. Raises InputError where the data cannot be learned so."""
     if dataset.task == "link" and config.task != "link":
         raise InputError(f"{dataset.name} has the task 'link', and {config.task!r} was asked for: set task link (--task link)")
     if config.features == "learned":
@@ -155,7 +164,11 @@ def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
                 raise InputError(f"score {name} compares classes of nodes, which {dataset.name} has not in this task: choose another")
     data = dataset.with_row_normalized_features() if config.row_normalise else dataset
     data = split_links(data) if config.task == "link" and data.task != "link" else data
-    return replace(data, graph=data.graph.with_self_loops(), edge_attr=None) if config.backbone == "gat" else data
+    if data.edge_attr is not None and not reads_edge_features(config):
+        data = replace(data, edge_attr=None)
+    if config.backbone == "gat":
+        data = replace(data, graph=data.graph.with_self_loops())
+    return data if config.dtype == "float32" else data.with_features_in(getattr(torch, config.dtype))
 
 
 def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) -> torch.nn.Module:
@@ -169,7 +182,7 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
         "sage": dict(pruned=pruned),
         "resgcn": dict(
             aggr=config.aggr, t=config.t, learn_t=config.learn_t, mlp_layers=config.mlp_layers, norm=config.norm,
-            edge_attr=data.edge_attr if config.edge_features else None, pruned=pruned, recompute=config.recompute == "yes",
+            edge_attr=data.edge_attr, pruned=pruned, recompute=config.recompute == "yes",
         ),
     }[config.backbone]  # fmt: skip
     outputs = config.embedding if config.task == "link" else data.num_classes
@@ -180,6 +193,7 @@ def build_model(data: Dataset, config: SearchConfig, seed: int | None = None) ->
     )  # fmt: skip
     if config.task == "link" and config.decoder == "mlp":
         model.decoder = nn.HadamardMLP(outputs, config.dropout, seed)
+    model.dtype = getattr(torch, config.dtype)
     return model.embed(data.num_nodes, config.hidden, seed) if learned else model
 
 
