@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from acefast import ops
 from acefast.csr import CSR
@@ -19,21 +18,29 @@ from acefast.ops.reference import accumulator
 from acefast.random import named_seed
 
 
+class _WideProduct(torch.autograd.Function):
+    """x [N, K] times b [K, M] in b's dtype; backward makes the wide copy of x again, in place of keeping it."""
+
+    @staticmethod
+    def forward(ctx, x, b):
+        ctx.save_for_backward(x, b)
+        return x.to(b.dtype) @ b
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, b = ctx.saved_tensors
+        return (dy @ b.t()).to(x.dtype), x.to(b.dtype).t() @ dy
+
+
 def attention_terms(z: Tensor, *attention: Tensor) -> list[Tensor]:
     """<att_h, z_nh> [N, H] for each `att` [1, H, C], z [N, H, C]; in att's dtype. One product with block-diagonal matrices, so
     that no other [N, H, C] is kept for them."""
     heads, width = z.shape[1:]
     eye = torch.eye(heads, dtype=attention[0].dtype, device=z.device).unsqueeze(1)
     blocks = torch.cat([(eye * att[0].unsqueeze(2)).reshape(heads * width, heads) for att in attention], 1)
-
-    def product(z: Tensor, blocks: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
-            return z.flatten(1).to(blocks.dtype) @ blocks
-
-    if z.dtype == blocks.dtype:
-        terms = product(z, blocks)
-    else:  # the wide copy of z is made again in backward
-        terms = checkpoint(product, z, blocks, use_reentrant=False, preserve_rng_state=False)
+    with torch.autocast(z.device.type, enabled=False):
+        rows = z.flatten(1)
+        terms = rows @ blocks if rows.dtype == blocks.dtype else _WideProduct.apply(rows, blocks)
     return [terms[:, i * heads : (i + 1) * heads] for i in range(len(attention))]
 
 

@@ -226,6 +226,7 @@ class Outlook:
         config = self.config
         again = {"recompute": "yes"} if config.backbone == "resgcn" else {}
         offers = [self._fitting("recompute", ["yes"])] if again and not self.plan.recompute else []
+        offers += [self._fitting("dtype", ["bfloat16"], **again)] if config.dtype == "float32" else []
         offers.append(self._fitting("layers", range(config.layers - 1, 0, -1), **again))
         offers.append(self._fitting("hidden", [config.hidden >> k for k in range(1, config.hidden.bit_length())], **again))
         found = " or ".join(filter(None, offers))

@@ -13,6 +13,8 @@ def test_plan_tells_parts_time_and_what_fits(acefast):
     assert done.returncode == 0, done.stderr
     assert "169,343 nodes and 2,484,941 edges, resgcn with 28 layers of 128, activations recomputed" in done.stdout
     assert "6 GB are there" in done.stdout and "activations kept" in done.stdout and "an epoch takes about" in done.stdout
+    narrow = acefast("plan", *args, "--dtype", "bfloat16").stdout
+    assert "28 layers of 128 in bfloat16" in narrow and "features in bfloat16" in narrow
     facts = json.loads(acefast("plan", *args, "--json").stdout)
     assert facts["limit"] == 6 * 10**9 and facts["bytes"] == sum(facts["parts"].values()) < facts["limit"]
     assert facts["seconds"] > 0 and facts["epochs"] == 500 + 20 * (250 + 500 + 650) and facts["recompute"]

@@ -55,6 +55,11 @@ def test_damaged_data(acefast, planetoid, small, tmp_path, damage):
     assert not (tmp_path / "run").exists() and not (tmp_path / "marker").exists()
 
 
+def test_a_type_of_features_that_is_none(acefast, small, tmp_path):
+    says = refused(acefast("search", *small, "--dtype", "float16", "--out", tmp_path / "run"))
+    assert "float32" in says and "bfloat16" in says and "float16" in says and not (tmp_path / "run").exists()
+
+
 def test_missing_folder(acefast, small, tmp_path):
     absent = tmp_path / "absent"
     says = refused(acefast("search", *small, "--dataset", "cora", "--data-root", absent, "--out", tmp_path / "run"))

@@ -50,6 +50,7 @@ def test_overrides_win_and_none_counts_as_not_given():
         (dict(score="size"), "score must be one of magnitude, product"),
         (dict(preset="released", tie_directions=True), "no setting tie_directions"),
         (dict(device="tpu"), "device must be cpu or cuda"),
+        (dict(dtype="float16"), "dtype must be one of float32, bfloat16, got 'float16'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(settings, words):

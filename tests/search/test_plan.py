@@ -60,6 +60,8 @@ def test_recomputation_is_chosen_where_it_is_needed(monkeypatch):
         asked.check()
     with pytest.raises(InputError, match=r"--layers \d+ \(\S+ GB\) or --hidden (64|32|16|8) \("):
         look_ahead(config, ARXIV, 2 * 10**9).check()
+    with pytest.raises(InputError, match=r"is --dtype bfloat16 \(\S+ GB\) or --layers"):
+        look_ahead(config, ARXIV, 23 * 10**8).check()
     with pytest.raises(InputError, match="it does not fit either"):
         look_ahead(config, ARXIV, 10**8).check()
 
@@ -86,8 +88,8 @@ from acefast.search.rounds import prepare
 from acefast.search.state import State
 from acefast.data import Sizes
 torch.set_num_threads(1)
-name, backbone, recompute = sys.argv[1:]
-config = resolve_config(name, backbone, "ugs", layers=8, hidden=128, recompute=recompute, mask_epochs=1)
+name, backbone, recompute, dtype = sys.argv[1:]
+config = resolve_config(name, backbone, "ugs", layers=8, hidden=128, recompute=recompute, mask_epochs=1, dtype=dtype)
 plan = look_ahead(config, Sizes.named(name), 10**12).plan
 search = prepare(load_data(config), config, None, lambda event: None)
 search.train_masks(State(), "imp", "imp", search.full(), 1)
@@ -95,11 +97,15 @@ print(plan.bytes, 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/sta
 """
 
 
-@pytest.mark.parametrize(("backbone", "recompute"), [("resgcn", "yes"), ("gcn", "no")])
-def test_the_planned_memory_is_what_a_training_takes(backbone, recompute):
-    command = [sys.executable, "-c", MEASURE, "twin:ogbn-arxiv:0.1", backbone, recompute]
+@pytest.mark.parametrize(
+    ("backbone", "recompute", "dtype"),
+    [("resgcn", "yes", "float32"), ("gcn", "no", "float32"), ("resgcn", "no", "bfloat16")],
+)
+def test_the_planned_memory_is_what_a_training_takes(backbone, recompute, dtype):
+    command = [sys.executable, "-c", MEASURE, "twin:ogbn-arxiv:0.1", backbone, recompute, dtype]
     # Freed tensors go back to the system, as those of large graphs do by themselves (glibc: over 32 MiB).
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, env=environment)
     planned, measured = map(int, done.stdout.split())
-    assert planned == pytest.approx(measured, rel=0.25), (planned, measured)
+    # Planned in float32 the training in bfloat16 would be 25 % off (835 of 670 MB).
+    assert planned == pytest.approx(measured, rel=0.25 if dtype == "float32" else 0.15), (planned, measured)
