@@ -466,7 +466,8 @@ def _show_plan(console: Console, ahead) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for part, size in plan.parts.items():
         table.add_row(f"  {part}", f"{size / 1e9:8.3f} GB")
-    again = f"{f' in {config.dtype}' if config.dtype != 'float32' else ''}{', activations recomputed' if plan.recompute else ''}"
+    again = f" in {config.dtype}" if config.dtype != "float32" else ""
+    again += ", activations recomputed" if plan.recompute else ""
     console.print(
         f"plan: {config.dataset} with {sizes.nodes:,} nodes and {sizes.edges:,} edges, {config.backbone} with {config.layers} "
         f"layers of {config.hidden}{again}: {plan.bytes / 1e9:.3g} GB at the peak, {ahead.limit / 1e9:.3g} GB are there",

@@ -28,7 +28,8 @@ class Network(nn.Module):
 
     ``dtype`` is that of hidden features, float32 unless set; with bfloat16 a call is an autocast region: features, what layers
     give and what is kept for backward are bfloat16, and so are weights within a product, whose sums are float32. Parameters,
-    masks, coefficients of edges, softmax denominators, running statistics, gradients of all these, and the logits are float32.
+    masks, coefficients of edges, softmax denominators, running statistics, gradients of all these, and the logits are float32,
+    and so is all that ``decoder`` computes of them.
     """
 
     layers: nn.ModuleList

@@ -167,8 +167,8 @@ class SearchConfig:
     threads: int = 1
     """CPU threads, recorded because results are bit-equal only for the same number; torch's own unless given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of features and hidden features in every training and evaluation; with bfloat16 weights, masks, moments, scores, losses
-    and logits stay float32."""
+    """Type of features and hidden features in every training, evaluation and inference; with bfloat16 what layers keep takes
+    half the memory, and weights, masks, moments, scores, losses and outputs stay float32."""
     device: str = "cpu"
     """Device of the computation: cpu or cuda."""
 

@@ -28,10 +28,10 @@ class CompactNetwork(torch.nn.Module):
     weights 0; of sparse features the columns that no kept weight reads fall away, and the weights are lists of the kept ones
     where `KeptWeights.pays`; a wide network as a sum over groups of its hidden channels where it is one (`Network.parts`).
 
+    ``forward(x)`` gives the outputs float32 [N, classes] of the masked network, to the bit but for the additions over groups
+    (in another order, and of a search in bfloat16 rounded in each group); ``predict(x)`` the classes [N]. x as the search sees
+    it (``prepared``), the data's own unless given. Made by :func:`compact`.
     ``decoder``: what scores pairs of nodes by the outputs; None for scalar products.
-    ``forward(x)`` gives the outputs [N, classes] of the masked network, to the bit but for the order of additions over groups;
-    ``predict(x)`` the classes [N]. x as the search sees it (``prepared``), the data's own unless given. Made by
-    :func:`compact`.
     """
 
     def __init__(self, model: Network, data: Dataset, pattern: Pattern):

@@ -141,8 +141,8 @@ def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
         model.dtype = getattr(torch, config.dtype)
     elif config.dtype != "float32":
         raise InputError(
-            f"dtype {config.dtype} is for the networks of acefast.nn, and the model given is a {type(model).__name__}: narrow it "
-            "yourself and take dtype float32, which it has to return"
+            f"dtype {config.dtype} is for the networks of acefast.nn, and the model given is a {type(model).__name__}: narrow "
+            "within it and take dtype float32, that of its outputs"
         )
     return Search(config, data, model.to(config.device), progress)
 
@@ -150,8 +150,8 @@ def prepare(dataset: Dataset, config: SearchConfig, model, progress) -> Search:
 def prepare_data(dataset: Dataset, config: SearchConfig) -> Dataset:
     """The data as the configured task and backbone see it: features divided by their sums where ``row_normalise``; for task
     link its edges split by ``split_links`` where it does not come with links to predict; for gat a self-loop for each node,
-    edge number E + i, which carries a mask like any edge (UGS); features of edges where the network reads them; dense features in
-    the configured dtype. Raises InputError where the data cannot be learned so."""
+    edge number E + i, which carries a mask like any edge (UGS); features of edges where the network reads them; dense features
+    in the configured dtype. Raises InputError where the data cannot be learned so."""
     if dataset.task == "link" and config.task != "link":
         raise InputError(f"{dataset.name} has the task 'link', and {config.task!r} was asked for: set task link (--task link)")
     if config.features == "learned":

@@ -9,6 +9,7 @@ from acefast.data import Sizes, synthetic_citation
 from acefast.errors import InputError
 from acefast.nn import BACKBONES, GCN, build, state_of
 from acefast.pruning import Pattern, SoftMasks
+from acefast.report.runs import read_run
 from acefast.search import compact, export_ticket, resolve_config, retrain_ticket, run_search
 from acefast.search.deploy import prepared
 from acefast.search.plan import predict
@@ -126,19 +127,39 @@ def test_a_search_stops_repeats_and_deploys_in_bfloat16(tiny, tiny_config, tmp_p
     assert expected.dtype == torch.float32 and torch.equal(network(), expected) and torch.equal(network(data.x), expected)
 
 
-def test_features_that_are_learned_are_masters(tiny, tiny_config):
-    config = tiny_config(features="learned", dtype="bfloat16", method="ugs", rounds=1)
-    ticket = run_search(tiny, config).ticket(1)
-    assert ticket.rewind["embedding"].dtype == torch.float32
+def test_features_that_are_learned_and_what_scores_links_are_masters(tiny, tiny_config):
+    config = tiny_config(features="learned", task="link", decoder="mlp", dtype="bfloat16", method="ugs", rounds=1)
+    run = run_search(tiny, config)
+    assert {"embedding", "decoder.hidden.weight"} < run.ticket(1).rewind.keys()
+    assert all(value.dtype == torch.float32 for value in run.ticket(1).rewind.values())
+    assert run.rounds[0]["test"] == pytest.approx(run_search(tiny, replace(config, dtype="float32")).rounds[0]["test"], abs=0.03)
 
 
-def test_the_setting_is_a_part_of_the_search_that_old_records_need_not_have(tiny, tiny_config):
+def test_the_setting_is_a_part_of_the_search_that_old_records_need_not_have(tiny, tiny_config, tmp_path):
     config = tiny_config()
     values = config.to_dict()
     assert values.pop("dtype") == "float32" and type(config).from_dict(values) == config
     narrow = replace(config, dtype="bfloat16")
     assert narrow.hash() != config.hash() and narrow.differences(config) == ["dtype"]
     assert config.hash() == "86435314d9c3f886", "folders from before the setting stay valid"
+
+    class Stop(Exception):
+        pass
+
+    def progress(event):
+        if event["event"] == "stage_end":
+            raise Stop
+
+    config = tiny_config(method="ugs", rounds=1)
+    with pytest.raises(Stop):
+        run_search(tiny, config, tmp_path, progress)
+    path = tmp_path / "config.toml"
+    path.write_text(path.read_text().replace('dtype = "float32"\n', ""))
+    assert "dtype" not in path.read_text()
+    assert run_search(tiny, config, tmp_path).history == run_search(tiny, config).history
+    assert read_run(tmp_path).config["dtype"] == "float32"
+    with pytest.raises(InputError, match="holds a search with dtype = 'float32' \\(now 'bfloat16'\\)"):
+        run_search(tiny, replace(config, dtype="bfloat16"), tmp_path)
 
 
 def test_a_model_of_ones_own_says_its_dtype_itself(tiny, tiny_config):
@@ -165,7 +186,8 @@ def test_the_plan_halves_activations():
     row = 2 * sizes.nodes * 128  # one [N, hidden] in bfloat16
 
     def parts(backbone="resgcn", **settings):
-        return predict(sizes, resolve_config("ogbn-arxiv", backbone, **{"recompute": "no", "dtype": "bfloat16", **settings})).parts
+        settings = {"recompute": "no", "dtype": "bfloat16", **settings}
+        return predict(sizes, resolve_config("ogbn-arxiv", backbone, **settings)).parts
 
     narrow, wide = parts(), parts(dtype="float32")
     assert narrow["activations kept"] == 28 * (5 + 1) * row and wide["activations kept"] == 28 * 5 * 2 * row
