@@ -40,10 +40,11 @@ class _Aggregation(nn.Module):
 def normalised(norm: nn.Module, h: Tensor) -> Tensor:
     """norm(h) in h's dtype, its statistics in float32. Factors of a LayerNorm take h's dtype: its CUDA kernel has one for both,
     and an autocast region would keep a float32 copy of h for backward."""
-    if not isinstance(norm, nn.LayerNorm) or norm.weight.dtype == h.dtype:
+    if not isinstance(norm, nn.LayerNorm) or all(factor.dtype == h.dtype for factor in norm.parameters()):
         return norm(h)
+    factors = (None if factor is None else factor.to(h.dtype) for factor in (norm.weight, norm.bias))
     with torch.autocast(h.device.type, enabled=False):
-        return F.layer_norm(h, norm.normalized_shape, norm.weight.to(h.dtype), norm.bias.to(h.dtype), norm.eps)
+        return F.layer_norm(h, norm.normalized_shape, *factors, norm.eps)
 
 
 class MessageNorm(nn.Module):
