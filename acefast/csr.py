@@ -114,6 +114,7 @@ class CSR:
                 f"CSR: value must be float {list(self.value.shape)} on {self.device}, got {value.dtype}"
                 f" {list(value.shape)} on {value.device}"
             )
+        self.graph()  # which both then share
         other = copy.copy(self)
         other.value, other._transposed_value = value, None
         return other

@@ -5,6 +5,9 @@ A task is made of a Dataset and the seed of a training:
     nodes                          {split: the nodes whose outputs the split is about, int64 [n], all different; None: all N}
     loss(outputs, split, epoch)    scalar, differentiable
     metric(outputs, split)         the data set's metric, a fraction, larger is better
+    capturable                     whether an epoch of it may be captured in a CUDA graph: what it computes waits for no value
+                                   and is the same in each epoch; it then has
+    score(outputs, split)          the metric as a float64 [] on the device
 
 outputs [n, C]: the model's at these nodes, in their order; split: train, val or test.
 """
@@ -16,13 +19,15 @@ from torch import Tensor
 from acefast.data import Dataset
 from acefast.data.dataset import SPLITS
 from acefast.data.links import NonEdges
-from acefast.data.metrics import accuracy, hits, rocauc
+from acefast.data.metrics import accuracy_there, hits, rocauc
 from acefast.nn.decoder import ScalarProduct
 from acefast.random import generator, named_seed
 
 
 class NodeClassification:
     """A class for each node: cross-entropy, accuracy."""
+
+    capturable = True
 
     def __init__(self, data: Dataset, seed: int):
         self.nodes: dict[str, Tensor | None] = {split: getattr(data, split) for split in SPLITS}
@@ -31,12 +36,17 @@ class NodeClassification:
     def loss(self, outputs: Tensor, split: str, epoch: int = 0) -> Tensor:
         return F.cross_entropy(outputs, self.labels[split])
 
+    def score(self, outputs: Tensor, split: str) -> Tensor:
+        return accuracy_there(outputs, self.labels[split])
+
     def metric(self, outputs: Tensor, split: str) -> float:
-        return accuracy(outputs, self.labels[split])
+        return float(self.score(outputs, split))
 
 
 class MultiLabel(NodeClassification):
     """Several yes-or-no labels for each node: binary cross-entropy, mean over those known; ROC-AUC, mean over labels."""
+
+    capturable = False  # its metric looks at which labels count
 
     def __init__(self, data: Dataset, seed: int):
         super().__init__(data, seed)
@@ -58,6 +68,8 @@ class LinkPrediction:
     epoch). With `links` > 0 an epoch takes so many of the training links (at most all): each pass over them has an order of its
     own, drawn from (seed, pass), and leaves out at its end what is no whole epoch. Metric: the data set's, ROC-AUC or Hits@K.
     """
+
+    capturable = False  # the host draws the pairs of an epoch
 
     def __init__(self, data: Dataset, seed: int, links: int = 0, decoder: torch.nn.Module | None = None):
         self.seed, self.name, self.links = seed, data.metric, data.train

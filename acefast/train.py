@@ -1,12 +1,14 @@
 """One training loop for all: Adam over weights and soft masks, evaluation after each epoch, best epoch kept."""
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from acefast.capture import CudaCapture, capture_on
 from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
@@ -15,6 +17,9 @@ from acefast.nn import Network, state_of
 from acefast.optim import MaskedAdam
 from acefast.pruning import Pattern, SoftMasks
 from acefast.tasks import make_task
+
+AHEAD, SECONDS = 25, 1.0  # epochs that run ahead of the host at most, and for how long
+WARM_UP = 3  # epochs before the one that is captured
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def train(
     masks: SoftMasks | None = None,
     seed: int = 0,
     keep_weights: bool = False,
-    on_epoch: Callable[[int, float | None], None] | None = None,
+    on_epochs: Callable[[int, list[float | None]], None] | None = None,
     fast: bool = True,
     until: Callable[[SoftMasks], bool] | None = None,
     on_start: Callable[["Training"], None] | None = None,
@@ -73,15 +78,20 @@ def train(
 
     What is minimised and what it is judged by is the task of ``data`` (``acefast.tasks``). ``masks`` are trained along with the
     weights, in place; without them the pattern alone acts. ``seed`` names the dropout noise and what the task draws.
-    After each epoch, or every ``evaluate_every`` of them, the model is evaluated on the validation split without dropout, and
-    after each ``on_epoch(epoch, val)`` is called, with None where it was not evaluated; the test split is evaluated once, at the best epoch. Afterwards the model holds that epoch's weights and buffers.
+    After each epoch, or every ``evaluate_every`` of them, the model is evaluated on the validation split without dropout;
+    ``on_epochs(first, vals)`` is called with the metrics of the epochs first, first + 1, ... done since its last call, one as
+    a rule, None where it was not evaluated. The test split is evaluated once, at the best epoch. Afterwards the model holds
+    that epoch's weights and buffers.
     ``on_start(training)`` is called before the first epoch: it may put the training to where an equal one stood
-    (``Training.restore``), and from ``on_epoch`` it may be read where this one stands.
+    (``Training.restore``), and from ``on_epochs`` it may be read where this one stands.
 
     ``fast`` computes what is needed and nothing else: removed weights have no gradient and no state (``MaskedAdam``),
     and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the outputs asked for depend on.
     ``until(masks)``, called after each epoch with the soft masks, ends the training by True; the epoch at which it ended, the
     last one at the latest, then takes the place of the best one.
+    On CUDA a fast training whose task and model are ``capturable``, evaluated after each epoch and without ``until``, captures
+    an epoch in a CUDA graph and replays it, ``AHEAD`` epochs or about ``SECONDS`` at a time, before the host looks at what
+    came out. The same Fit.
     Without ``fast`` the same numbers, up to rounding, come the straightforward way: masks as further parameters of
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
@@ -90,24 +100,16 @@ def train(
     training = Training(way)
     if on_start is not None:
         on_start(training)
-    for epoch in range(training.epochs, schedule.epochs):
-        model.train()
-        loss = training.loss = task.loss(way.outputs("train", epoch), "train", epoch)
-        way.step(loss)
-        last, val = epoch == schedule.epochs - 1, None
-        ended = until is not None and (until(way.masks()) or last)
-        if ended or last or (epoch + 1) % schedule.evaluate_every == 0:
-            model.eval()
-            with torch.no_grad():
-                outputs = way.outputs("val")
-                val = task.metric(outputs, "val")
-                if ended if until is not None else val > training.best.val:
-                    training.keep_as_best(Fit(epoch, val, float(task.loss(outputs, "val")), 0.0))
-        training.epochs = epoch + 1
-        if on_epoch is not None:
-            on_epoch(epoch, val)
-        if ended:
-            break
+    capturable = task.capturable and getattr(model, "capturable", False) and schedule.evaluate_every == 1
+    capture = capture_on(data.device) if fast and until is None and capturable else None
+    if capture is None:
+        epochs = _OneByOne(model, task, training, schedule, until)
+    else:
+        epochs = _Ahead(model, task, training, schedule, capture, data.device)
+    while training.epochs < schedule.epochs and not training.ended:
+        first, vals = training.epochs, epochs.run()
+        if on_epochs is not None:
+            on_epochs(first, vals)
     if not all(bool(torch.isfinite(t).all()) for t in (training.loss, *way.tracked)):
         raise InputError(
             f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr"
@@ -133,8 +135,11 @@ def lists_edges(edges: int, kept: int) -> bool:
 class Training:
     """A training in progress. Between two epochs ``facts()`` and ``tensors()`` are all that it goes on from.
 
-    epochs: those done; best: what the best of them gave, ``snapshot`` the tensors tracked after it; loss: the last one.
+    epochs: those done; best: what the best of them gave, ``snapshot`` the tensors tracked after it; loss: the last one;
+    ended: whether it is over before its time.
     """
+
+    ended = False
 
     def __init__(self, way):
         self.way, self.epochs, self.best, self.loss = way, 0, Fit(-1, -1.0, 0.0, 0.0), torch.zeros(())
@@ -169,6 +174,79 @@ class Training:
             tensor.copy_(tensors[name])
         self.epochs, self.loss = facts["epochs"], torch.tensor(facts["loss"])
         self.way.show_tracked()
+
+
+class _OneByOne:
+    """The epochs as the host sees them. ``run()`` does some, here one, and gives their metrics on the validation split."""
+
+    def __init__(self, model, task, training, schedule, until):
+        self.model, self.task, self.training, self.schedule, self.until = model, task, training, schedule, until
+
+    def run(self) -> list[float | None]:
+        task, training, epoch, val = self.task, self.training, self.training.epochs, None
+        way, last = training.way, epoch == self.schedule.epochs - 1
+        self.model.train()
+        loss = training.loss = task.loss(way.outputs("train", epoch), "train", epoch)
+        way.step(loss)
+        training.ended = self.until is not None and (self.until(way.masks()) or last)
+        if training.ended or last or (epoch + 1) % self.schedule.evaluate_every == 0:
+            self.model.eval()
+            with torch.no_grad():
+                outputs = way.outputs("val")
+                val = task.metric(outputs, "val")
+                if training.ended if self.until is not None else val > training.best.val:
+                    training.keep_as_best(Fit(epoch, val, float(task.loss(outputs, "val")), 0.0))
+        training.epochs = epoch + 1
+        return [val]
+
+
+class _Ahead:
+    """The same, some epochs at a time that the host does not wait for. What an epoch reads and leaves lies on the device: its
+    number, the metrics of all epochs, and (epoch, val, val_loss) of the best one. The first epochs are run as they are, then one
+    is captured and the rest are replays of it.
+    """
+
+    def __init__(self, model, task, training, schedule, capture: CudaCapture, device: torch.device):
+        self.model, self.task, self.training, self.capture, self.total = model, task, training, capture, schedule.epochs
+        best = training.best
+        self.number = torch.tensor([training.epochs], device=device)
+        self.vals = torch.zeros(schedule.epochs, dtype=torch.float64, device=device)
+        self.best = torch.tensor([best.best_epoch, best.val, best.val_loss], dtype=torch.float64, device=device)
+        training.loss = torch.empty((), device=device).copy_(training.loss)
+        self.warm, self.replay, self.ahead = False, None, AHEAD
+
+    def run(self) -> list[float]:
+        training, first, began = self.training, self.training.epochs, time.perf_counter()
+        count = min(self.ahead if self.warm else WARM_UP, self.total - first)
+        if not self.warm:
+            self.capture.warm(self._epoch, count)
+            self.warm = True
+        else:
+            self.replay = self.replay or self.capture.capture(self._epoch)
+            for _ in range(count):
+                self.replay()
+        training.epochs = first + count
+        epoch, val, val_loss, *vals = torch.cat((self.best, self.vals[first : training.epochs])).tolist()
+        training.best = Fit(int(epoch), val, val_loss, 0.0)
+        self.ahead = max(1, min(AHEAD, int(SECONDS * count / (time.perf_counter() - began))))
+        return vals
+
+    def _epoch(self) -> None:
+        task, training = self.task, self.training
+        self.model.train()
+        loss = task.loss(training.way.outputs("train", self.number), "train")
+        training.way.step(loss)
+        self.model.eval()
+        with torch.no_grad():
+            training.loss.copy_(loss)
+            outputs = training.way.outputs("val")
+            val = task.score(outputs, "val")
+            here = torch.stack((self.number[0].double(), val, task.loss(outputs, "val").double()))
+            better = val > self.best[1]
+            for kept, now in zip((self.best, *training.snapshot), (here, *training.way.tracked), strict=True):
+                torch.where(better, now, kept, out=kept)
+            self.vals.index_copy_(0, self.number, val.reshape(1))
+            self.number.add_(1)
 
 
 def _kinds(tensors: dict[str, Tensor]) -> dict:
@@ -299,7 +377,7 @@ class _Fast:
         self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)] + list(self.buffers.values())
         self.parts = {}
 
-    def outputs(self, split: str, epoch: int = 0) -> Tensor:
+    def outputs(self, split: str, epoch: int | Tensor = 0) -> Tensor:
         if split not in self.parts:
             self.parts[split] = self._part(self.nodes[split])
         blocks, x, nodes = self.parts[split]

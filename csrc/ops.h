@@ -43,20 +43,20 @@
 //   a_e = exp(s_e - max) / sum over the kept edges into i, per head; 0 where keep is false. s, a A [E] or [E, H].
 // edge_softmax_bwd(graph, a, da, keep?) -> ds:  ds_e = a_e * (da_e - sum over kept e' into i of a_e' * da_e')
 //
-// gat(graph, z, a_src, a_dst, mask?, keep?, mask_on_logit, negative_slope, dropout, seed, save)
+// gat(graph, z, a_src, a_dst, mask?, keep?, mask_on_logit, negative_slope, dropout, seed, step, step_at?, save)
 //     -> (y, lse, slope_y, slope_sum)
 //   z T [n_src, H, F], a_src A [n_src, H], a_dst A [n_dst, H], mask A [E] or [E, H], keep bool [E].
 //   s_e = leaky_relu(a_dst_i + a_src_j) (slope negative_slope where the sum is < 0; slope_e = that slope, or 1);
 //   logit_e = mask_on_logit ? s_e * mask_e : s_e;  alpha_e = softmax of logit over the kept edges into i, per head;
 //   y_i = sum over kept e of alpha_e * (mask_on_logit ? 1 : mask_e) * drop_e * z_j;  y T [n_dst, H, F].
 //   drop of edge e and head h: r_n >= floor(dropout * 2^32) ? 1 / (1 - dropout) : 0 with n = e * H + h (e the caller's id),
-//   r_n word n % 4 of Philox4x32-10, counter (n / 4, 0), key seed (common/philox.h); dropout = 0 takes no word; dropout = 1
-//   gives 0.
+//   r_n word n % 4 of Philox4x32-10, counter (n / 4, step), key seed (common/philox.h); dropout = 0 takes no word; dropout =
+//   1 gives 0. step_at int64 [1], where it is given, holds the step when the kernel runs, in place of `step`.
 //   lse A [n_dst, H]: log of the sum over the kept edges of exp(logit); -inf in a row without kept edges, where y is 0.
 //   With save also slope_y T [n_dst, H, F] = sum of alpha_e * slope_e * mask_e * drop_e * z_j and slope_sum A [n_dst, H] =
 //   sum of alpha_e * slope_e * (mask_on_logit ? mask_e : 1), which the gradient of a_dst needs; else both have shape [0].
 // gat_bwd(graph, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst, mask?, keep?, mask_on_logit, negative_slope, dropout, seed,
-//         need_dmask) -> (dz, da_src, da_dst, dmask)
+//         step, step_at?, need_dmask) -> (dz, da_src, da_dst, dmask)
 //   With D_i = <dy_i, y_i> and p_e = drop_e * <dy_i, z_j>, per head:
 //   message: dlogit_e = alpha_e * (mask_e * p_e - D_i), dmask_e = alpha_e * p_e, t_e = dlogit_e * slope_e;
 //   logit:   dlogit_e = alpha_e * (p_e - D_i), dmask_e = dlogit_e * s_e, t_e = dlogit_e * slope_e * mask_e;
@@ -113,9 +113,10 @@
 //   and ceid (shape [0] where the graph has none) name the kept edges by rank, and edge_ids int64 [num_kept] holds the ids
 //   of the kept edges in order. Without renumber they keep the caller's ids and are always given; edge_ids has shape [0].
 //
-// relu_dropout(x, rows?, p, seed, step) -> y
+// relu_dropout(x, rows?, p, seed, step, step_at?) -> y
 //   y_n = x_n > 0 and r_n >= floor(p * 2^32) ? x_n / (1 - p) : 0, n the flat index, r_n word n % 4 of Philox4x32-10,
 //   counter (n / 4, step), key seed (common/philox.h). p = 1 gives 0, NaN gives 0. 1 / (1 - p) is taken in double.
+//   step_at int64 [1], where it is given, holds the step when the kernel runs, in place of `step`.
 //   rows int64 [N], >= 0: x [N, F] is those rows of a larger matrix, and n of element (r, c) is rows_r * F + c.
 // relu_dropout_bwd(dy, y, p) -> dx:  dx_n = y_n > 0 ? dy_n / (1 - p) : 0
 //

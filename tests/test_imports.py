@@ -15,7 +15,8 @@ ALLOWED = {
     "data": {"data", "ops", "base"},
     "optim": {"ops", "base"},
     "tasks": {"tasks", "data", "nn", "ops", "base"},
-    "train": {"train", "tasks", "optim", "data", "pruning", "nn", "ops", "base"},
+    "capture": {"base"},
+    "train": {"train", "capture", "tasks", "optim", "data", "pruning", "nn", "ops", "base"},
     "report": {"report", "search", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "tasks", "data", "pruning", "nn", "ops", "base"},
 }

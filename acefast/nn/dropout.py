@@ -7,7 +7,7 @@ from acefast import ops
 from acefast.csr import CSR
 
 
-def dropout(x: Tensor | CSR, p: float, seed: int, step: int, rows: Tensor | None = None) -> Tensor | CSR:
+def dropout(x: Tensor | CSR, p: float, seed: int, step: int | Tensor, rows: Tensor | None = None) -> Tensor | CSR:
     """x / (1 - p) where the element is kept, else 0, with the noise of ``ops.relu_dropout``.
 
     x [N, F] dense, ``rows`` int64 [N] as there; or a CSR, whose entries are dropped (an entry's number, in the matrix that

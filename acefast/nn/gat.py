@@ -15,7 +15,6 @@ from acefast.nn.edges import as_graph, part_of, with_self_loops
 from acefast.nn.linear import MaskedLinear
 from acefast.nn.network import Network
 from acefast.ops.reference import accumulator
-from acefast.random import named_seed
 
 
 class _WideProduct(torch.autograd.Function):
@@ -113,8 +112,9 @@ class GATConv(nn.Module):
         weight_masks: Mapping[str, Tensor] | None = None,  # float, by the names of maskable()
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by the names of maskable()
         seed: int | None = None,
+        step: int | Tensor = 0,
     ) -> Tensor:  # [N, H C], or [N, C] averaged
-        """`seed` of the attention dropout; without one torch's generator gives it."""
+        """`seed` and `step` of the attention dropout, as of ``ops.gat``; without a seed torch's generator gives it."""
         masks, keeps = weight_masks or {}, weight_keep or {}
 
         def linear(name, h):
@@ -139,7 +139,7 @@ class GATConv(nn.Module):
             (a_src,), (a_dst,) = attention_terms(z, att_src), attention_terms(z_dst, att_dst)
         y = ops.gat(
             graph, z, a_src, a_dst, edge_mask, edge_keep, self.mask_on, self.negative_slope,
-            self.dropout, self._seed(seed), self.training,
+            self.dropout, self._seed(seed), self.training, step=step,
         )  # fmt: skip
         y = y.flatten(1) if self.concat else y.mean(1)
         if self.res is not None:
@@ -202,10 +202,10 @@ class GAT(Network):
         for index, layer in enumerate(self.layers):
             part = graph if blocks is None else blocks[index]
             rows, kept = (part.src_nodes, None) if isinstance(part, Block) else (None, edge_keep)
-            noise = named_seed(seed, "gat", step, index)
-            h = dropout(h, p, noise, 0, rows)
+            noise = 2 * (step * len(self.layers) + index)  # the input's; the attention's is the next one
+            h = dropout(h, p, seed, noise, rows)
             own = part_of(weight_masks, f"layers.{index}."), part_of(weight_keep, f"layers.{index}.")
-            h = layer(h, part, edge_mask, kept, *own, seed=noise)
+            h = layer(h, part, edge_mask, kept, *own, seed=seed, step=noise + 1)
             if index + 1 < len(self.layers):
                 h = torch.nn.functional.elu(h)
         return h

@@ -203,7 +203,7 @@ class GCN(Network):
         weight_masks: Mapping[str, Tensor] | None = None,  # float, by parameter name
         weight_keep: Mapping[str, Tensor] | None = None,  # bool, by parameter name
         seed: int = 0,
-        step: int = 0,
+        step: int | Tensor = 0,
         blocks: list[Block] | None = None,
         coefficients: tuple[Tensor | None, Tensor | None] | None = None,
     ) -> Tensor:  # logits [N, out_channels]

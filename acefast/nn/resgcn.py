@@ -59,7 +59,7 @@ class ResidualLayer(nn.Module):
         products = sum(m.macs(x, keeps.get(f"conv.mlp.{name}.weight")) for name, m in maps)
         return passing * self.conv.out_channels + products
 
-    def activated(self, h: Tensor, p: float, seed: int, step: int) -> Tensor:
+    def activated(self, h: Tensor, p: float, seed: int, step: int | Tensor) -> Tensor:
         """dropout(relu(norm(h))) [N, F]."""
         return ops.relu_dropout(normalised(self.norm, h), p, seed, step)
 
@@ -144,7 +144,7 @@ class DeeperGCN(Network):
         weight_masks=None,  # float, by the names of maskable()
         weight_keep=None,  # bool, by the names of maskable(); KeptWeights of node_encoder.weight
         seed: int = 0,
-        step: int = 0,
+        step: int | Tensor = 0,
     ) -> Tensor:  # logits [N, out_channels]
         p, count = self.dropout if self.training else 0.0, len(self.layers)
         edges = self.edge_attr, self.edge_encoder, edge_mask, edge_keep

@@ -36,10 +36,10 @@ SCHEMAS = {
     "gcn_norm": f"({_GRAPH}, Tensor? mask, Tensor? keep, Tensor? loops, bool masked) -> (Tensor, Tensor, Tensor)",
     "gcn_norm_bwd": f"({_GRAPH}, Tensor dinv, Tensor dc, Tensor? dc_self, Tensor? loops, Tensor? keep) -> Tensor",
     "gat": f"({_GRAPH}, Tensor z, Tensor a_src, Tensor a_dst, Tensor? mask, Tensor? keep, bool mask_on_logit,"
-    " float negative_slope, float dropout, int seed, bool save) -> (Tensor, Tensor, Tensor, Tensor)",
+    " float negative_slope, float dropout, int seed, int step, Tensor? step_at, bool save) -> (Tensor, Tensor, Tensor, Tensor)",
     "gat_bwd": f"({_GRAPH}, Tensor dy, Tensor y, Tensor lse, Tensor slope_y, Tensor slope_sum, Tensor z, Tensor a_src,"
     " Tensor a_dst, Tensor? mask, Tensor? keep, bool mask_on_logit, float negative_slope, float dropout, int seed,"
-    " bool need_dmask) -> (Tensor, Tensor, Tensor, Tensor)",
+    " int step, Tensor? step_at, bool need_dmask) -> (Tensor, Tensor, Tensor, Tensor)",
     "gen": f"({_GRAPH}, Tensor x, Tensor? edge, Tensor? weight, Tensor? bias, Tensor? mask, Tensor? keep, Tensor? param,"
     " Tensor? row_scale, Tensor? removed, int aggr, float eps, bool all_edges) -> (Tensor, Tensor)",
     "gen_bwd": f"({_GRAPH}, Tensor dy, Tensor y, Tensor stat, Tensor x, Tensor? edge, Tensor? weight, Tensor? bias,"
@@ -47,7 +47,7 @@ SCHEMAS = {
     " bool need_dmask, bool need_dedge, bool need_dparam, bool all_edges) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "compact": f"({_GRAPH}, Tensor keep, int num_kept, bool renumber)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "relu_dropout": "(Tensor x, Tensor? rows, float p, int seed, int step) -> Tensor",
+    "relu_dropout": "(Tensor x, Tensor? rows, float p, int seed, int step, Tensor? step_at) -> Tensor",
     "relu_dropout_bwd": "(Tensor dy, Tensor y, float p) -> Tensor",
     "masked_linear": "(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, Tensor? keep, bool all_weights) -> Tensor",
     "masked_linear_bwd": "(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor? keep, bool need_dx, bool need_dw,"

@@ -93,6 +93,15 @@ def integer(op: str, name: str, value, low: int, high: int) -> None:
         raise InputError(f"{op}: {name} must lie in [{low}, {high}], got {value}")
 
 
+def step(op: str, value, device) -> tuple[int, Tensor | None]:
+    """(step, step_at) as the schemas take them of a whole number in [0, 2^63), or of an int64 tensor [1] that holds one."""
+    if isinstance(value, Tensor):
+        vector(op, "step", value, (1,), torch.int64, device)
+        return 0, value
+    integer(op, "step", value, 0, 2**63 - 1)
+    return value, None
+
+
 def probability(op: str, name: str, value) -> None:
     if not 0.0 <= value <= 1.0:
         raise InputError(f"{op}: {name} must lie in [0, 1], got {value}")

@@ -179,7 +179,7 @@ def edge_softmax_bwd(rowptr, col, eid, colptr, row, ceid, a, da, keep):
     return _by_edge(a.size(0), ids, product - alpha * total[dst])
 
 
-def _attention(graph, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed):
+def _attention(graph, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed, step):
     """Per slot and head: (src, dst, ids, exists, alpha, lse, s, slope, mask, drop)."""
     rowptr, col, eid, *_ = graph
     src, dst, ids = _slots(rowptr, col, eid)
@@ -194,19 +194,20 @@ def _attention(graph, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope
     drop = torch.ones_like(s)
     if dropout > 0:
         count = int(ids.max()) + 1 if ids.numel() else 0
-        word = random_words(0, count * heads, seed, 0, z.device).reshape(count, heads)[ids]
+        word = random_words(0, count * heads, seed, step, z.device).reshape(count, heads)[ids]
         scale = 0.0 if dropout >= 1 else 1.0 / (1.0 - dropout)
         drop = (word >= int(dropout * 2**32)).to(s.dtype) * scale
     return src, dst, ids, exists, alpha, lse, s, slope, m, drop
 
 
-def gat(rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed,
-        save):  # fmt: skip
+def gat(rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed, step,
+        step_at, save):  # fmt: skip
     """y_i = sum of alpha_e mask_e drop_e z_j with alpha the softmax of LeakyReLU(a_dst_i + a_src_j) (mask on the message), or
     y_i = sum of alpha_e drop_e z_j with alpha the softmax of the same times mask_e (mask on the logit)."""
     src, dst, _, _, alpha, lse, _, slope, m, drop = _attention(
-        (rowptr, col, eid), z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed
-    )
+        (rowptr, col, eid), z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed,
+        step if step_at is None else step_at,
+    )  # fmt: skip
     rows, source = rowptr.numel() - 1, z.to(accumulator(z.dtype))[src]
     coefficient = alpha * drop * (1 if mask_on_logit else m)
     y = _sum_rows(dst, coefficient.unsqueeze(2) * source, rows).to(z.dtype)
@@ -217,11 +218,12 @@ def gat(rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_o
 
 
 def gat_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst, mask, keep, mask_on_logit,
-            negative_slope, dropout, seed, need_dmask):  # fmt: skip
+            negative_slope, dropout, seed, step, step_at, need_dmask):  # fmt: skip
     """(dz, da_src, da_dst, dmask): see csrc/ops.h."""
     src, dst, ids, _, alpha, _, s, slope, m, drop = _attention(
-        (rowptr, col, eid), z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed
-    )
+        (rowptr, col, eid), z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed,
+        step if step_at is None else step_at,
+    )  # fmt: skip
     dtype = accumulator(z.dtype)
     dy_acc = dy.to(dtype)
     mean = (dy_acc * y.to(dtype)).sum(2)
@@ -403,9 +405,10 @@ def philox(counter: tuple, key: tuple[int, int]) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-def random_words(first: int, count: int, seed: int, stream: int, device) -> Tensor:
+def random_words(first: int, count: int, seed: int, stream: int | Tensor, device) -> Tensor:
     """Random 32-bit words of elements first .. first+count-1, int64 [count]: element n is word n%4 of
-    Philox(counter=(lo(n/4), hi(n/4), lo(stream), hi(stream)), key=(lo(seed), hi(seed)))."""
+    Philox(counter=(lo(n/4), hi(n/4), lo(stream), hi(stream)), key=(lo(seed), hi(seed))).
+    A stream may be an int64 tensor [1]."""
     start = first // 4
     block = torch.arange(start, (first + count + 3) // 4, dtype=torch.int64, device=device)
     stream_words = stream & _U32, (stream >> 32) & _U32
@@ -413,10 +416,11 @@ def random_words(first: int, count: int, seed: int, stream: int, device) -> Tens
     return torch.stack(words, dim=1).reshape(-1)[first - 4 * start :][:count]
 
 
-def relu_dropout(x, rows, p, seed, step):
+def relu_dropout(x, rows, p, seed, step, step_at):
     """y = max(x, 0) / (1-p) where the element's random word is at least floor(p 2^32), else 0."""
     if p >= 1.0:
         return torch.zeros_like(x)
+    step = step if step_at is None else step_at
     if rows is None:
         word = random_words(0, x.numel(), seed, step, x.device).reshape(x.shape)
     else:
@@ -428,7 +432,7 @@ def relu_dropout(x, rows, p, seed, step):
     return torch.where(alive, scaled, torch.zeros_like(scaled)).to(x.dtype)
 
 
-def words_of(element: Tensor, seed: int, stream: int) -> Tensor:
+def words_of(element: Tensor, seed: int, stream: int | Tensor) -> Tensor:
     """The random words of single elements, int64 like `element` (see random_words)."""
     block, stream_words = element // 4, (stream & _U32, (stream >> 32) & _U32)
     words = philox((block & _U32, block >> 32, *stream_words), (seed & _U32, (seed >> 32) & _U32))

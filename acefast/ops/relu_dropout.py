@@ -7,13 +7,15 @@ from acefast.errors import InputError
 from acefast.ops import backend, checks
 
 
-def relu_dropout(x: Tensor, p: float, seed: int, step: int, rows: Tensor | None = None) -> Tensor:
+def relu_dropout(x: Tensor, p: float, seed: int, step: int | Tensor, rows: Tensor | None = None) -> Tensor:
     """y_n = max(x_n, 0) / (1 - p) where element n is kept, else 0; n is the flat (row-major) element number.
 
     n is kept iff r_n >= floor(p 2^32), r_n = word n mod 4 of Philox4x32-10 (Salmon et al., SC 2011) with the counter
     (n div 4, step) and the key `seed`: the same noise on every backend and thread count. p = 1 gives 0.
 
     Args: x any shape, float32, float64, float16 or bfloat16, differentiable; 0 <= p <= 1; 0 <= seed, step < 2^63.
+        step: or an int64 tensor [1] on x's device, which is read when the kernel runs (and not checked to be >= 0): a captured
+            CUDA graph then has other noise at each replay.
         rows: int64 [N], not negative, where x [N, ...] is those rows of a larger tensor (the nodes of a `Block`): its
             elements then have the numbers, and so the noise, that they have there.
     Returns: y like x. Raises InputError for a wrong shape, dtype or value.
@@ -22,15 +24,15 @@ def relu_dropout(x: Tensor, p: float, seed: int, step: int, rows: Tensor | None 
         raise InputError(f"relu_dropout: x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     checks.probability("relu_dropout", "p", p)
     checks.integer("relu_dropout", "seed", seed, 0, 2**63 - 1)
-    checks.integer("relu_dropout", "step", step, 0, 2**63 - 1)
+    steps = checks.step("relu_dropout", step, x.device)
     if rows is not None:
         checks.vector("relu_dropout", "rows", rows, tuple(x.shape[:1]), torch.int64, x.device)
         rows = rows.contiguous()
-    return backend.call("relu_dropout", x.contiguous(), rows, float(p), seed, step)
+    return backend.call("relu_dropout", x.contiguous(), rows, float(p), seed, *steps)
 
 
 @torch.library.register_fake("acefast::relu_dropout")
-def _(x, rows, p, seed, step):
+def _(x, rows, p, seed, step, step_at):
     return torch.empty_like(x)
 
 
@@ -46,7 +48,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dy):
     (y,) = ctx.saved_tensors
-    return backend.call("relu_dropout_bwd", dy.contiguous(), y, ctx.p), None, None, None, None
+    return backend.call("relu_dropout_bwd", dy.contiguous(), y, ctx.p), *[None] * 5
 
 
 backend.register_autograd("relu_dropout", _backward, _save)

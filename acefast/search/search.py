@@ -113,16 +113,17 @@ class Search:
                 self.trainings.begin(key, training)
             tell(training.epochs)
 
-        def on_epoch(epoch, val):
-            self.trainings.epochs += 1
-            self.progress({"event": "epoch", **place, "epoch": epoch + 1, "epochs": schedule.epochs, "val": val})
-            self.trainings.pause()
+        def on_epochs(first, vals):
+            before, self.trainings.epochs = self.trainings.epochs, self.trainings.epochs + len(vals)
+            for epoch, val in enumerate(vals, first + 1):
+                self.progress({"event": "epoch", **place, "epoch": epoch, "epochs": schedule.epochs, "val": val})
+            self.trainings.pause(before)
 
         try:
             fit = train(
                 self.model, self.data, schedule, self.start, pattern, masks,
                 seed=self.seed(state.round, stage, model, "dropout"),
-                keep_weights=True, on_epoch=on_epoch, until=until, on_start=on_start,
+                keep_weights=True, on_epochs=on_epochs, until=until, on_start=on_start,
             )  # fmt: skip
         finally:
             self.trainings.end_training(key, fit if kept else None)

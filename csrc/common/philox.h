@@ -33,6 +33,14 @@ ACEFAST_HD Philox4 philox4x32_10(uint64_t seed, uint64_t step, uint64_t block) {
   return Philox4{{c0, c1, c2, c3}};
 }
 
+// The step of a counter: `value`, or where `at` is given what lies there when the kernel runs.
+struct Step {
+  uint64_t value;
+  const int64_t* at;
+
+  ACEFAST_HD uint64_t read() const { return at ? static_cast<uint64_t>(*at) : value; }
+};
+
 // The word of element n: word n % 4 of block n / 4.
 ACEFAST_HD uint32_t philox_word(uint64_t seed, uint64_t step, uint64_t n) {
   return philox4x32_10(seed, step, n / 4).w[n % 4];

@@ -114,7 +114,7 @@ void long_row_statistics(const Side<I>& side, const HeadLanes<A>& lanes, const A
   parallel_tasks(int64_t(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[task];
     auto b = std::make_unique<GatBatch<T>>();
-    b->make(lanes, EdgeDropout<A>(0, 0));
+    b->make(lanes, EdgeDropout<A>(0, 0, 0));
     b->row0 = piece.row0;
     b->rows = 1;
     RowPart<A> batch(lanes.H);
@@ -358,10 +358,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& rowptr, const Tenso
                                                const Tensor& colptr, const Tensor& row, const OptTensor& ceid,
                                                const Tensor& z, const Tensor& a_src, const Tensor& a_dst,
                                                const OptTensor& mask, const OptTensor& keep, bool mask_on_logit,
-                                               double negative_slope, double dropout, int64_t seed, bool save) {
+                                               double negative_slope, double dropout, int64_t seed, int64_t step,
+                                               const OptTensor& step_at, bool save) {
   const char* op = "gat";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   const auto [H, F, E] = check_gat(op, g, col, z, a_src, a_dst, mask, keep, dropout);
+  check_optional(op, "step_at", step_at, z, ScalarType::Long, {1});
+  const uint64_t now = Step{uint64_t(step), ptr<int64_t>(step_at)}.read();
   const ScalarType dtype = z.scalar_type(), acc = acc_type(dtype);
   Tensor y = new_output(z, {g.n_dst, H, F}, dtype), lse = new_tensor(z, {g.n_dst, H}, acc);
   Tensor slope_y = save ? new_output(z, {g.n_dst, H, F}, dtype) : none_tensor(z, dtype);
@@ -373,7 +376,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(const Tensor& rowptr, const Tenso
     dispatch_index(op, g.index_type, [&](auto index) {
       gat_fwd<T>(by_destination<typename decltype(index)::type>(g), H, F, ptr<T>(z),
                  attention<A>(a_src, a_dst, mask, keep, mask_on_logit, negative_slope),
-                 EdgeDropout<A>(dropout, uint64_t(seed)), mutable_ptr<T>(y), mutable_ptr<A>(lse),
+                 EdgeDropout<A>(dropout, uint64_t(seed), now), mutable_ptr<T>(y), mutable_ptr<A>(lse),
                  save ? mutable_ptr<T>(slope_y) : nullptr, save ? mutable_ptr<A>(slope_sum) : nullptr);
     });
   });
@@ -384,10 +387,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(
     const Tensor& rowptr, const Tensor& col, const OptTensor& eid, const Tensor& colptr, const Tensor& row,
     const OptTensor& ceid, const Tensor& dy, const Tensor& y, const Tensor& lse, const Tensor& slope_y,
     const Tensor& slope_sum, const Tensor& z, const Tensor& a_src, const Tensor& a_dst, const OptTensor& mask,
-    const OptTensor& keep, bool mask_on_logit, double negative_slope, double dropout, int64_t seed, bool need_dmask) {
+    const OptTensor& keep, bool mask_on_logit, double negative_slope, double dropout, int64_t seed, int64_t step,
+    const OptTensor& step_at, bool need_dmask) {
   const char* op = "gat_bwd";
   const GraphArgs g = graph_args(op, rowptr, col, eid, colptr, row, ceid);
   const auto [H, F, E] = check_gat(op, g, col, z, a_src, a_dst, mask, keep, dropout);
+  check_optional(op, "step_at", step_at, z, ScalarType::Long, {1});
+  const uint64_t now = Step{uint64_t(step), ptr<int64_t>(step_at)}.read();
   const ScalarType dtype = z.scalar_type(), acc = acc_type(dtype);
   using Named = std::pair<const char*, const Tensor*>;
   for (const auto& [name, t] : {Named{"dy", &dy}, Named{"y", &y}, Named{"slope_y", &slope_y}}) {
@@ -414,7 +420,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(
     dispatch_index(op, g.index_type, [&](auto index) {
       gat_backward<T>(by_source<typename decltype(index)::type>(g), H, F, ptr<T>(dy), ptr<T>(z), terms,
                       attention<A>(a_src, a_dst, mask, keep, mask_on_logit, negative_slope),
-                      EdgeDropout<A>(dropout, uint64_t(seed)), mutable_ptr<T>(dz), mutable_ptr<A>(da_src), mask_grad);
+                      EdgeDropout<A>(dropout, uint64_t(seed), now), mutable_ptr<T>(dz), mutable_ptr<A>(da_src), mask_grad);
     });
   });
   return {dz, da_src, da_dst, dmask};

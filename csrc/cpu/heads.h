@@ -90,11 +90,12 @@ struct HeadLanes {
   }
 };
 
-// Dropout of element (e, h): word e * H + h of the Philox stream `seed`.
+// Dropout of element (e, h): word e * H + h of the Philox stream (seed, step).
 template <class A>
 class EdgeDropout {
  public:
-  EdgeDropout(double p, uint64_t seed) : p_(p), seed_(seed), threshold_(p < 1 ? drop_threshold(p) : 0) {}
+  EdgeDropout(double p, uint64_t seed, uint64_t step)
+      : p_(p), seed_(seed), step_(step), threshold_(p < 1 ? drop_threshold(p) : 0) {}
 
   explicit operator bool() const { return p_ > 0; }
 
@@ -115,7 +116,7 @@ class EdgeDropout {
         for (; block <= last; ++block) block_[count++] = block;
       }
       for (int64_t c = 0; c < count; c += kPhiloxBlocks)
-        philox_words(seed_, 0, [&](int b) { return block_[c + b]; }, word_.data() + 4 * c);
+        philox_words(seed_, step_, [&](int b) { return block_[c + b]; }, word_.data() + 4 * c);
       for (int64_t k = k0; k < k1; ++k) {
         const uint32_t* w = word_.data() + first[k - k0];
         for (int64_t h = 0; h < H; ++h) out[k * lanes.pitch + h] = w[h] >= threshold_ ? scale : A(0);
@@ -126,7 +127,7 @@ class EdgeDropout {
  private:
   static constexpr int64_t kEdges = 64;
   double p_;
-  uint64_t seed_;
+  uint64_t seed_, step_;
   uint32_t threshold_;
   std::vector<uint64_t> block_;
   std::vector<uint32_t> word_;

@@ -64,21 +64,24 @@ void backward(const T* dy, const T* y, T* dx, int64_t n, double p) {
   });
 }
 
-Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t seed, int64_t step) {
+Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t seed, int64_t step,
+                    const OptTensor& step_at) {
   const char* op = "relu_dropout";
   check(x.is_contiguous(), op, "x is not contiguous");
   check(p >= 0 && p <= 1, op, "p must lie in [0, 1]");
   check(!rows || x.dim() >= 1, op, "x must have rows");
   check_optional(op, "rows", rows, x, ScalarType::Long, {x.dim() ? x.size(0) : 1});
+  check_optional(op, "step_at", step_at, x, ScalarType::Long, {1});
   Tensor y = torch::stable::empty_like(x);
   advise_huge(y.mutable_data_ptr(), x.numel() * int64_t(x.element_size()));
   if (x.numel() == 0) return y;
+  const uint64_t now = Step{uint64_t(step), ptr<int64_t>(step_at)}.read();
   dispatch_float(op, x.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     const T* in = ptr<T>(x);
     T* out = mutable_ptr<T>(y);
     const auto run = [&](int64_t begin, int64_t n, uint64_t first) {
-      forward(in + begin, out + begin, n, first, p, uint64_t(seed), uint64_t(step));
+      forward(in + begin, out + begin, n, first, p, uint64_t(seed), now);
     };
     if (!rows) {
       parallel_range(x.numel(), kPiece, [&](int64_t begin, int64_t end) { run(begin, end - begin, uint64_t(begin)); });

@@ -485,14 +485,14 @@ __global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArg
 template <typename T, typename A, typename I>
 GatArgs<T, A, I> common_args(const GraphArgs& g, const Tensor& z, const Tensor& a_src, const Tensor& a_dst,
                              const OptTensor& mask, const OptTensor& keep, bool mask_on_logit, double negative_slope,
-                             double dropout, int64_t seed) {
+                             double dropout, int64_t seed, int64_t step, const OptTensor& step_at) {
   GatArgs<T, A, I> a{};
   a.a_src = ptr<A>(a_src);
   a.a_dst = ptr<A>(a_dst);
   a.mask = ptr<A>(mask);
   a.keep = ptr<bool>(keep);
   a.negative_slope = static_cast<A>(negative_slope);
-  a.dropout = make_dropout<A>(dropout, seed);
+  a.dropout = make_dropout<A>(dropout, seed, step, step_at);
   a.edges = g.n_edges;
   a.pieces = num_pieces(g.n_edges);
   a.heads = z.size(1);
@@ -584,7 +584,8 @@ void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, co
 
 // Returns E.
 int64_t check_gat(const char* op, const GraphArgs& g, const Tensor& col, const Tensor& z, const Tensor& a_src,
-                  const Tensor& a_dst, const OptTensor& mask, const OptTensor& keep, double dropout) {
+                  const Tensor& a_dst, const OptTensor& mask, const OptTensor& keep, double dropout,
+                  const OptTensor& step_at) {
   check(z.dim() == 3, op, "z must have three dimensions");
   const int64_t heads = z.size(1), edges = edge_count(op, g, {&mask, &keep});
   const ScalarType acc = acc_type(z.scalar_type());
@@ -601,15 +602,16 @@ int64_t check_gat(const char* op, const GraphArgs& g, const Tensor& col, const T
   }
   check_optional(op, "keep", keep, z, ScalarType::Bool, {edges});
   check(dropout >= 0 && dropout <= 1, op, "dropout must lie in [0, 1]");
+  check_optional(op, "step_at", step_at, z, ScalarType::Long, {1});
   return edges;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gat(Tensor rowptr, Tensor col, OptTensor eid, Tensor colptr, Tensor row,
                                                OptTensor ceid, Tensor z, Tensor a_src, Tensor a_dst, OptTensor mask,
                                                OptTensor keep, bool mask_on_logit, double negative_slope, double dropout,
-                                               int64_t seed, bool save) {
+                                               int64_t seed, int64_t step, OptTensor step_at, bool save) {
   const GraphArgs g = graph_args("gat", rowptr, col, eid, colptr, row, ceid);
-  check_gat("gat", g, col, z, a_src, a_dst, mask, keep, dropout);
+  check_gat("gat", g, col, z, a_src, a_dst, mask, keep, dropout, step_at);
   const DeviceScope scope(z);
   const ScalarType dtype = z.scalar_type(), acc = acc_type(dtype);
   const int64_t heads = z.size(1), features = z.size(2);
@@ -621,7 +623,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat(Tensor rowptr, Tensor col, OptTen
       dispatch_index("gat", g.index_type, [&](auto i) {
         using T = typename decltype(t)::type;
         using I = typename decltype(i)::type;
-        const auto a = common_args<T, acc_t<T>, I>(g, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed);
+        const auto a = common_args<T, acc_t<T>, I>(g, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout,
+                                                    seed, step, step_at);
         launch_gat_fwd(g, a, z, y, lse, slope_y, slope_sum, save, scope);
       });
     });
@@ -633,9 +636,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(Tensor rowptr, Tensor col, Op
                                                    OptTensor ceid, Tensor dy, Tensor y, Tensor lse, Tensor slope_y,
                                                    Tensor slope_sum, Tensor z, Tensor a_src, Tensor a_dst, OptTensor mask,
                                                    OptTensor keep, bool mask_on_logit, double negative_slope, double dropout,
-                                                   int64_t seed, bool need_dmask) {
+                                                   int64_t seed, int64_t step, OptTensor step_at, bool need_dmask) {
   const GraphArgs g = graph_args("gat_bwd", rowptr, col, eid, colptr, row, ceid);
-  const int64_t edges = check_gat("gat_bwd", g, col, z, a_src, a_dst, mask, keep, dropout);
+  const int64_t edges = check_gat("gat_bwd", g, col, z, a_src, a_dst, mask, keep, dropout, step_at);
   const ScalarType dtype = z.scalar_type(), acc = acc_type(dtype);
   const int64_t heads = z.size(1), features = z.size(2);
   for (const auto& [name, t] : {std::pair{"dy", &dy}, {"y", &y}, {"slope_y", &slope_y}}) {
@@ -657,7 +660,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gat_bwd(Tensor rowptr, Tensor col, Op
       dispatch_index("gat_bwd", g.index_type, [&](auto i) {
         using T = typename decltype(t)::type;
         using I = typename decltype(i)::type;
-        const auto a = common_args<T, acc_t<T>, I>(g, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed);
+        const auto a = common_args<T, acc_t<T>, I>(g, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout,
+                                                    seed, step, step_at);
         launch_gat_bwd(g, a, dy, y, lse, slope_y, slope_sum, z, need_dmask, dz, da_src, da_dst, dmask, scope);
       });
     });

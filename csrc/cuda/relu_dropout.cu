@@ -18,15 +18,16 @@ __device__ __forceinline__ T dropped(T x, unsigned word, uint64_t threshold, acc
 
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
-    relu_dropout_fwd_kernel(const T* x, T* y, int64_t count, uint64_t threshold, acc_t<T> scale, uint64_t seed, uint64_t step) {
+    relu_dropout_fwd_kernel(const T* x, T* y, int64_t count, uint64_t threshold, acc_t<T> scale, uint64_t seed, Step step) {
   constexpr int N = kElements<T>;
   const int64_t stride = int64_t{gridDim.x} * kThreads * N;
+  const uint64_t now = step.read();
   for (int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * N; first < count; first += stride) {
     const Pack<T, N> in = load_part<N>(x + first, count - first, kVector);
     Pack<T, N> out;
 #pragma unroll
     for (int quad = 0; quad < N / 4; ++quad) {
-      const Philox4 words = philox4x32_10(seed, step, static_cast<uint64_t>(first / 4 + quad));
+      const Philox4 words = philox4x32_10(seed, now, static_cast<uint64_t>(first / 4 + quad));
 #pragma unroll
       for (int i = 0; i < 4; ++i) out.v[quad * 4 + i] = dropped(in.v[quad * 4 + i], words.w[i], threshold, scale);
     }
@@ -39,7 +40,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     relu_dropout_rows_kernel(const T* x, const int64_t* rows, T* y, int64_t items, int64_t width, int64_t blocks,
-                             uint64_t threshold, acc_t<T> scale, uint64_t seed, uint64_t step) {
+                             uint64_t threshold, acc_t<T> scale, uint64_t seed, Step step) {
+  const uint64_t now = step.read();
   for (int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x; item < items; item += int64_t{gridDim.x} * kThreads) {
     const int64_t r = item / blocks;
     const uint64_t number = static_cast<uint64_t>(rows[r]) * static_cast<uint64_t>(width);
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
     if (c >= width) continue;
     const T* in = x + (r * width + c);
     T* out = y + (r * width + c);
-    const Philox4 words = philox4x32_10(seed, step, block);
+    const Philox4 words = philox4x32_10(seed, now, block);
     if (kVector) {
       Pack<T, 4> pack = load_pack<4>(in);
 #pragma unroll
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-void launch_relu_dropout_fwd(const Tensor& x, const OptTensor& rows, const Tensor& y, double p, uint64_t seed, uint64_t step,
+void launch_relu_dropout_fwd(const Tensor& x, const OptTensor& rows, const Tensor& y, double p, uint64_t seed, Step step,
                              const DeviceScope& scope) {
   const T* in = ptr<T>(x);
   T* out = mutable_ptr<T>(y);
@@ -118,17 +120,18 @@ void launch_relu_dropout_bwd(const Tensor& dy, const Tensor& y, const Tensor& dx
   });
 }
 
-Tensor relu_dropout(Tensor x, OptTensor rows, double p, int64_t seed, int64_t step) {
+Tensor relu_dropout(Tensor x, OptTensor rows, double p, int64_t seed, int64_t step, OptTensor step_at) {
   check(x.is_contiguous(), "relu_dropout", "x is not contiguous");
   check(p >= 0 && p <= 1, "relu_dropout", "p must lie in [0, 1]");
   check(!rows || x.dim() >= 1, "relu_dropout", "x must have rows");
   check_optional("relu_dropout", "rows", rows, x, ScalarType::Long, {x.dim() ? x.size(0) : 1});
+  check_optional("relu_dropout", "step_at", step_at, x, ScalarType::Long, {1});
   const DeviceScope scope(x);
   const Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
   dispatch_float("relu_dropout", x.scalar_type(), [&](auto t) {
-    launch_relu_dropout_fwd<typename decltype(t)::type>(x, rows, y, p, static_cast<uint64_t>(seed), static_cast<uint64_t>(step),
-                                                        scope);
+    launch_relu_dropout_fwd<typename decltype(t)::type>(x, rows, y, p, static_cast<uint64_t>(seed),
+                                                        {static_cast<uint64_t>(step), ptr<int64_t>(step_at)}, scope);
   });
   return y;
 }

@@ -95,13 +95,14 @@ struct Dropout {
   bool active;         // dropout > 0
   uint64_t threshold;  // floor(p * 2^32), 33 bits: at p = 1 no word reaches it
   uint64_t seed;
+  Step step;
   A scale;
 };
 
 template <typename A>
-Dropout<A> make_dropout(double p, int64_t seed) {
+Dropout<A> make_dropout(double p, int64_t seed, int64_t step, const OptTensor& step_at) {
   return {p > 0, static_cast<uint64_t>(p * 4294967296.0), static_cast<uint64_t>(seed),
-          static_cast<A>(p < 1 ? 1.0 / (1.0 - p) : 0.0)};
+          {static_cast<uint64_t>(step), ptr<int64_t>(step_at)}, static_cast<A>(p < 1 ? 1.0 / (1.0 - p) : 0.0)};
 }
 
 // drop[k * slots + h] = the factor of edge id[k] and head first_head + h, for k < count and h < heads <= slots; all lanes of a
@@ -109,13 +110,14 @@ Dropout<A> make_dropout(double p, int64_t seed) {
 template <typename A, typename I>
 __device__ __forceinline__ void fill_drop(const Dropout<A>& d, A* drop, const I* id, int count, int slots, int64_t all_heads,
                                           int64_t first_head, int heads, int lane) {
+  const uint64_t step = d.step.read();
   if (all_heads % 4 == 0 && first_head % 4 == 0 && heads % 4 == 0) {
     const int quads = slots / 4;
     for (int k = lane; k < count * quads; k += kWarp) {
       const int edge = k / quads, quad = k % quads;
       if (quad * 4 >= heads) continue;
       const auto n = static_cast<uint64_t>(static_cast<int64_t>(id[edge]) * all_heads + first_head);
-      const Philox4 words = philox4x32_10(d.seed, 0, n / 4 + quad);
+      const Philox4 words = philox4x32_10(d.seed, step, n / 4 + quad);
 #pragma unroll
       for (int i = 0; i < 4; ++i) drop[edge * slots + quad * 4 + i] = words.w[i] >= d.threshold ? d.scale : A(0);
     }
@@ -125,7 +127,7 @@ __device__ __forceinline__ void fill_drop(const Dropout<A>& d, A* drop, const I*
     const int edge = k / slots, head = k % slots;
     if (head >= heads) continue;
     const auto n = static_cast<uint64_t>(static_cast<int64_t>(id[edge]) * all_heads + first_head + head);
-    const Philox4 words = philox4x32_10(d.seed, 0, n / 4);
+    const Philox4 words = philox4x32_10(d.seed, step, n / 4);
     const int i = static_cast<int>(n % 4);
     const uint32_t low = i & 1 ? words.w[1] : words.w[0], high = i & 1 ? words.w[3] : words.w[2];
     drop[k] = (i & 2 ? high : low) >= d.threshold ? d.scale : A(0);

@@ -164,11 +164,12 @@ def test_relu_dropout_equals_the_reference(dtype):
     cases = [((0,), 0.5, 1, 2), ((1,), 0.5, 3, 4), ((333, 7), 0.5, -9, 2**40 + 3), ((70_001,), 0.1, 5, 6)]
     for shape, p, seed, step in [*cases, ((50, 50), 0.0, 1, 1), ((50, 50), 1.0, 1, 1)]:
         x = features(1, max(torch.Size(shape).numel(), 1), dtype).flatten()[: torch.Size(shape).numel()].view(shape)
-        y = native("relu_dropout")(x, None, p, seed, step)
-        assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step))
+        y = native("relu_dropout")(x, None, p, seed, step, None)
+        assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step, None))
+        assert torch.equal(y, native("relu_dropout")(x, None, p, seed, 0, torch.tensor([step])))
         dy = torch.ones_like(x)
         assert torch.equal(native("relu_dropout_bwd")(dy, y, p), reference.relu_dropout_bwd(dy, y, p))
-    assert not native("relu_dropout")(torch.full((40,), float("nan"), dtype=dtype), None, 0.0, 0, 0).any()
+    assert not native("relu_dropout")(torch.full((40,), float("nan"), dtype=dtype), None, 0.0, 0, 0, None).any()
 
 
 LINEAR_SIZES = [(0, 5, 3), (5, 3, 0), (1, 1, 1), (37, 70, 7), (130, 65, 70), (70, 300, 40), (600, 40, 200)]

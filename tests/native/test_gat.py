@@ -62,7 +62,8 @@ def inputs(g, case, dtype):
             mask[~keep] = float("nan")
     arrays = reference.compact(*g.arrays, keep, int(keep.sum()), False)[:6] if case.edges == "selection" else g.arrays
     keep = keep if case.edges == "keep" else None
-    return (*arrays, z, a_src, a_dst, mask, keep, case.on_logit, 0.2, case.dropout, 2**40 + 77)
+    step = (0, torch.tensor([2**33 + 5])) if case.mask == "head" else (2**33 + 5, None)
+    return (*arrays, z, a_src, a_dst, mask, keep, case.on_logit, 0.2, case.dropout, 2**40 + 77, *step)
 
 
 def wide(value):
@@ -177,12 +178,12 @@ def test_dropout_is_a_function_of_seed_edge_and_head():
     g, heads = ZOO["power_law"], 3
     z = torch.eye(g.num_src).unsqueeze(1).repeat(1, heads, 1)  # y_i holds the coefficients of its sources
     zeros = torch.zeros(g.num_src, heads)
-    word = reference.random_words(0, g.num_edges * heads, 9, 0, "cpu").reshape(-1, heads)
+    word = reference.random_words(0, g.num_edges * heads, 9, 4, "cpu").reshape(-1, heads)
     src, dst = g.edge_index()
     scale = torch.where(word >= int(0.3 * 2**32), 1 / 0.7, 0.0)
     keep = torch.rand(g.num_edges, generator=torch.Generator().manual_seed(5)) < 0.5
     for arrays, chosen in ((g.arrays, torch.ones_like(keep)), (g.select(keep).arrays, keep)):
-        y = native("gat", *arrays, z, zeros, zeros, None, None, False, 0.2, 0.3, 9, False)[0]
+        y = native("gat", *arrays, z, zeros, zeros, None, None, False, 0.2, 0.3, 9, 4, None, False)[0]
         count = torch.zeros(g.num_dst).index_add_(0, dst[chosen], torch.ones(int(chosen.sum())))
         values = scale[chosen] / count[dst[chosen], None]
         expected = torch.zeros(g.num_dst, g.num_src, heads)
@@ -193,7 +194,7 @@ def test_dropout_is_a_function_of_seed_edge_and_head():
 def test_wrong_shapes_are_refused():
     args = list(inputs(ZOO["sorted"], Case(mask="edge"), torch.float32))
     for place, wrong in itertools.chain(
-        ((k, args[k][1:]) for k in (6, 7, 8, 9)), [(9, args[9].unsqueeze(1).repeat(1, 2)), (13, 1.5), (13, -0.1)]
+        ((k, args[k][1:]) for k in (6, 7, 8, 9)), [(9, args[9].unsqueeze(1).repeat(1, 2)), (13, 1.5), (13, -0.1), (16, torch.zeros(2, dtype=torch.int64))]
     ):
         with pytest.raises(RuntimeError):
             native("gat", *args[:place], wrong, *args[place + 1 :], False)

@@ -103,13 +103,15 @@ def test_gat(each_backend, zoo, name, mask_on):
 def test_gat_dropout_is_the_documented_noise(each_backend, zoo):
     """Without attention differences alpha is 1/degree, so the sum shows which edges were dropped; on average none is lost."""
     g = zoo["power_law"]
-    heads, p, seed = 3, 0.4, 12345
+    heads, p, seed, step = 3, 0.4, 12345, 2**35 + 6
     z = torch.ones(g.num_src, heads, 1)
     flat = torch.zeros(g.num_src, heads)
-    alive = ops.reference.random_words(0, g.num_edges * heads, seed, 0, "cpu").reshape(-1, heads) >= int(p * 2**32)
+    alive = ops.reference.random_words(0, g.num_edges * heads, seed, step, "cpu").reshape(-1, heads) >= int(p * 2**32)
     dst, degree = g.edge_index()[1], g.in_degrees().clamp(min=1).unsqueeze(1)
     expected = torch.zeros(g.num_dst, heads).index_add_(0, dst, alive.float()) / (1 - p) / degree
-    assert_close(ops.gat(g, z, flat, flat, dropout=p, seed=seed)[:, :, 0], expected, torch.float32)
+    found = [ops.gat(g, z, flat, flat, dropout=p, seed=seed, step=s)[:, :, 0] for s in (step, torch.tensor([step]))]
+    assert_close(found[0], expected, torch.float32)
+    assert torch.equal(*found)
     assert abs(float(alive.float().mean()) - 0.6) < 0.03
     keep = edge_values(g, 3) > 0.5
     same = [ops.gat(g, z, flat, flat, keep=k, dropout=p, seed=seed) for k in (keep, g.select(keep))]
@@ -381,13 +383,14 @@ def test_opcheck(each_backend, zoo):
     for arrays, flags in ((g.arrays, keep), (selection, None)):
         torch.library.opcheck(native.edge_softmax, (*arrays, scores, flags))
         torch.library.opcheck(native.edge_softmax_bwd, (*arrays, scores.detach(), scores.detach(), flags))
+        step = (3, None) if flags is None else (0, torch.tensor([3]))
         for save in (True, False) if flags is None else (True,):
             inputs = z, a_src, a_dst, mask
             if not save:
                 inputs = [t.detach() for t in inputs]
-            torch.library.opcheck(native.gat, (*arrays, *inputs, flags, True, 0.2, 0.3, 5, save))
-        saved = native.gat(*arrays, *(t.detach() for t in (z, a_src, a_dst, mask)), flags, False, 0.2, 0.0, 0, True)
-        rest = *(t.detach() for t in (z, a_src, a_dst, mask)), flags, False, 0.2, 0.0, 0, True
+            torch.library.opcheck(native.gat, (*arrays, *inputs, flags, True, 0.2, 0.3, 5, *step, save))
+        saved = native.gat(*arrays, *(t.detach() for t in (z, a_src, a_dst, mask)), flags, False, 0.2, 0.0, 0, *step, True)
+        rest = *(t.detach() for t in (z, a_src, a_dst, mask)), flags, False, 0.2, 0.0, 0, *step, True
         torch.library.opcheck(native.gat_bwd, (*arrays, z.detach(), *saved, *rest))
         x, raw, weight, bias, param = leaf(6, 4), torch.rand(g.num_edges, 3), leaf(4, 3), leaf(4), leaf(4)
         scale, removed = torch.rand(6), torch.ones(6, dtype=torch.int64)
@@ -438,6 +441,7 @@ REFUSED = {
     "gat_terms": (lambda g, x: ops.gat(g, x.unsqueeze(1), x, x), r"a_src must have shape \[40, 1\], got \[40, 3\]"),
     "gat_mask_on": (lambda g, x: ops.gat(g, x.unsqueeze(1), x[:, :1], x[:, :1], mask_on="edge"), "mask_on must be one of"),
     "gat_half_terms": (lambda g, x: ops.gat(g, x.unsqueeze(1), x[:, :1].half(), x[:, :1]), "a_src must be torch.float32"),
+    "gat_step": (lambda g, x: ops.gat(g, x.unsqueeze(1), x[:, :1], x[:, :1], step=-1), "step must lie in"),
     "gat_dropout": (lambda g, x: ops.gat(g, x.unsqueeze(1), x[:, :1], x[:, :1], dropout=1.5), r"dropout must lie in \[0, 1\]"),
     "gen_all": (lambda g, x: ops.gen(g, x, mask_grad="all"), 'mask_grad="all" is for sum and mean'),
     "gen_max_all": (lambda g, x: ops.gen(g, x, aggr="max", mask_grad="all", pruned="in_denominator"), "is for sum and mean"),

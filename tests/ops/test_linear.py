@@ -124,7 +124,8 @@ def test_relu_dropout_is_the_same_on_every_backend(each_backend, dtype, count, p
     seed, step = 2**62 + 12345, 2**40 + 7
     leaf = x.clone().requires_grad_()
     y = ops.relu_dropout(leaf, p, seed, step)
-    assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step))
+    assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step, None))
+    assert torch.equal(y, ops.relu_dropout(leaf, p, seed, torch.tensor([step])))
     dy = torch.randn(count).to(dtype)
     (dx,) = torch.autograd.grad(y, leaf, dy)
     assert torch.equal(dx, reference.relu_dropout_bwd(dy, y.detach(), p))
@@ -144,7 +145,8 @@ def test_relu_dropout_keeps_the_stated_fraction(each_backend):
 def test_relu_dropout_gradcheck_opcheck_and_refusals(each_backend):
     x = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ops.relu_dropout(x, 0.4, 3, 5), (x,))
-    torch.library.opcheck(torch.ops.acefast.relu_dropout, (x, None, 0.4, 3, 5))
+    for step in ((5, None), (0, torch.tensor([5]))):
+        torch.library.opcheck(torch.ops.acefast.relu_dropout, (x, None, 0.4, 3, *step))
     torch.library.opcheck(torch.ops.acefast.relu_dropout_bwd, (x.detach(), x.detach(), 0.4))
     for arguments, words in (
         ((torch.ones(3, dtype=torch.int32), 0.5, 0, 0), "floating-point"),
@@ -153,6 +155,8 @@ def test_relu_dropout_gradcheck_opcheck_and_refusals(each_backend):
         ((x, 0.5, -1, 0), "seed must lie in"),
         ((x, 0.5, 0, 2**63), "step must lie in"),
         ((x, 0.5, 0.5, 0), "seed must be an integer"),
+        ((x, 0.5, 0, torch.tensor([1.0])), "step must be torch.int64"),
+        ((x, 0.5, 0, torch.tensor(1)), r"step must have shape \[1\]"),
     ):
         with pytest.raises(InputError, match=words):
             ops.relu_dropout(*arguments)

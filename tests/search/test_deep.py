@@ -21,8 +21,8 @@ def test_buffers_are_rewound_and_those_of_the_best_epoch_kept(tiny, fast):
 
     def fit():
         masks = SoftMasks.init(full, 1e-5, lambda name: torch.Generator().manual_seed(1))
-        on_epoch = lambda *e: seen.append((e[1], {n: b.clone() for n, b in model.named_buffers()}))  # noqa: E731
-        return train(model, tiny, schedule, start, full, masks, 3, keep_weights=True, on_epoch=on_epoch, fast=fast)
+        on_epochs = lambda *e: seen.append((e[1], {n: b.clone() for n, b in model.named_buffers()}))  # noqa: E731
+        return train(model, tiny, schedule, start, full, masks, 3, keep_weights=True, on_epochs=on_epochs, fast=fast)
 
     one, two = fit(), fit()
     assert one.best_epoch < 19, "the last epoch must not be the best one, or this shows nothing"

@@ -27,7 +27,7 @@ def test_training_is_the_plain_loop_with_product_rule_l1_and_adam(tiny, fast):
     masks = SoftMasks.init(keep, 1e-5, make)
     schedule = Schedule(12, lr=0.05, weight_decay=1e-3, mask_lr=0.02, mask_weight_decay=1e-3, s1=1e-2, s2=2e-2)
     seen = []
-    fit = train(model, tiny, schedule, start, keep, masks, keep_weights=True, on_epoch=lambda *e: seen.append(e),
+    fit = train(model, tiny, schedule, start, keep, masks, keep_weights=True, on_epochs=lambda first, vals: seen.append((first, *vals)),
                 fast=fast)  # fmt: skip
 
     other = GCN(tiny.num_features, 8, tiny.num_classes, dropout=0.0, seed=2)
@@ -179,7 +179,7 @@ def test_what_is_not_evaluated_is_never_the_best_epoch(tiny, fast):
         seen = []
         masks = SoftMasks.init(full, 1e-5, lambda name: torch.Generator().manual_seed(1))
         schedule = Schedule(epochs, lr=0.05, mask_lr=0.02, evaluate_every=every)
-        return train(model, tiny, schedule, start, full, masks, on_epoch=lambda *e: seen.append(e), fast=fast), seen
+        return train(model, tiny, schedule, start, full, masks, on_epochs=lambda first, vals: seen.append((first, *vals)), fast=fast), seen
 
     (_, every), (fourth, some), (_, none) = fit(1), fit(4), fit(100)
     assert [epoch for epoch, _ in every] == [epoch for epoch, _ in some] == list(range(11))

@@ -245,13 +245,13 @@ def test_a_training_goes_on_from_any_epoch_to_the_bit(backbone, hidden, share, f
         assert KeptWeights.pays(pattern.weights["layers.0.lin.weight"])
     schedule, stops = Schedule(12, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3), {}
 
-    def fit(on_start=None, on_epoch=None):
+    def fit(on_start=None, on_epochs=None):
         masks = None if frozen else SoftMasks.init(pattern, 1e-5, lambda name: torch.Generator().manual_seed(1))
-        return train(model, DATA, schedule, start, pattern, masks, 4, True, on_epoch, fast, on_start=on_start)
+        return train(model, DATA, schedule, start, pattern, masks, 4, True, on_epochs, fast, on_start=on_start)
 
     at_work = []
 
-    def keep(epoch, val):
+    def keep(epoch, vals):
         training = at_work[0]
         stops[epoch] = training.facts(), {name: t.clone() for name, t in training.tensors().items()}
 

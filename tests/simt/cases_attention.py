@@ -81,7 +81,8 @@ def check_gat(name, heads, features, dtype=torch.float32, mask=None, on_logit=Fa
     z = prepare(randn(graph.num_src, heads, features, dtype=dtype))
     a_src, a_dst = 2 * randn(graph.num_src, heads, dtype=acc), 2 * randn(graph.num_dst, heads, dtype=acc)
     m = None if mask is None else nan_where_removed(randn(graph.num_edges, *([heads] if mask == "EH" else []), dtype=acc), existing)
-    common = z, a_src, a_dst, m, flags, on_logit, 0.25, dropout, 7
+    step = (0, torch.tensor([2**40 + 9])) if mask == "E" else (2**40 + 9, None)
+    common = z, a_src, a_dst, m, flags, on_logit, 0.25, dropout, 7, *step
     what = f"{name} H={heads} F={features} {dtype} mask={mask} on_logit={on_logit} {keep=} {selected=} {dropout=}"
     y, _, _, _ = close("gat", (*call, *common, False), what)
     saved = close("gat", (*call, *common, True), what)
@@ -124,11 +125,11 @@ def test_gat_of_nothing_kept_and_of_logits_without_bound():
     graph = ZOO["hub"]
     z, a = torch.full((40, 2, 6), torch.inf), torch.zeros(40, 2)
     none = torch.zeros(graph.num_edges, dtype=torch.bool)
-    y, lse, slope_y, slope_sum = run("gat", *graph.arrays, z, a, a, None, none, False, 0.2, 0.0, 0, True)
+    y, lse, slope_y, slope_sum = run("gat", *graph.arrays, z, a, a, None, none, False, 0.2, 0.0, 0, 0, None, True)
     assert not y.any() and not slope_y.any() and not slope_sum.any() and (lse == -torch.inf).all()
     # Logits of +-500: only the differences within a row count.
     z, large = torch.randn(40, 2, 6), 1000 * (torch.arange(40) % 2 - 0.5).unsqueeze(1).expand(-1, 2).contiguous()
-    close("gat", (*graph.arrays, z, a, large, None, None, False, 1.0, 0.0, 0, True), "large logits")
+    close("gat", (*graph.arrays, z, a, large, None, None, False, 1.0, 0.0, 0, 0, None, True), "large logits")
 
 
 def edge_values(graph, heads, existing, generator, dtype=torch.float32):

@@ -20,8 +20,9 @@ def test_relu_dropout(dtype):
         x = prepare(torch.randn(shape, generator=generator).to(dtype))
         dy = prepare(torch.randn(shape, generator=generator).to(dtype))
         seed, step = 2**62 + 12345, 2**40 + 7
-        y = run("relu_dropout", x, None, p, seed, step)
-        assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step))
+        y = run("relu_dropout", x, None, p, seed, step, None)
+        assert torch.equal(y, reference.relu_dropout(x, None, p, seed, step, None))
+        assert torch.equal(y, run("relu_dropout", x, None, p, seed, 0, torch.tensor([step])))
         assert torch.equal(run("relu_dropout_bwd", dy, y, p), reference.relu_dropout_bwd(dy, y, p))
 
 
@@ -32,11 +33,12 @@ def test_relu_dropout_of_some_rows(dtype):
         x = prepare(torch.randn(shape, generator=generator).to(dtype))
         rows = torch.randint(0, 10**6, shape[:1], generator=generator)
         rows[: shape[0] // 2] += 2**40  # numbers of elements above 2^32
-        y = run("relu_dropout", x, rows, p, 2**62 + 12345, 2**40 + 7)
-        assert torch.equal(y, reference.relu_dropout(x, rows, p, 2**62 + 12345, 2**40 + 7))
+        y = run("relu_dropout", x, rows, p, 2**62 + 12345, 0, torch.tensor([2**40 + 7]))
+        assert torch.equal(y, reference.relu_dropout(x, rows, p, 2**62 + 12345, 2**40 + 7, None))
     whole = torch.randn(30, 9, generator=generator).to(dtype)
     rows = torch.randperm(30, generator=generator)[:11]
-    assert torch.equal(run("relu_dropout", whole[rows], rows, 0.5, 3, 4), run("relu_dropout", whole, None, 0.5, 3, 4)[rows])
+    some, every = (run("relu_dropout", *x, 0.5, 3, 4, None) for x in ((whole[rows], rows), (whole, None)))
+    assert torch.equal(some, every[rows])
 
 
 def parameters(outputs, inputs, dtype, chosen, generator):

@@ -120,7 +120,8 @@ def check_gat(graph, heads, num_feats, dtype, mask=None, keep=False, mask_on_log
     arrays, acc = graph.arrays, reference.accumulator(dtype)
     if selection:
         arrays, inputs[-1] = selected(graph, inputs[-1]), None
-    how = [mask_on_logit, negative_slope, dropout, 0x1_2345_6789 + seed]
+    step = (0, torch.tensor([2**40 + 9])) if mask == "edge" else (2**40 + 9, None)
+    how = [mask_on_logit, negative_slope, dropout, 0x1_2345_6789 + seed, *step]
     expected = reference.gat(*arrays, *_wide(inputs), *how, True)
     names = {"y": dtype, "lse": acc, "slope_y": dtype, "slope_sum": acc}
     _check(gat, arrays, [*inputs, *how, True], expected, names, device)

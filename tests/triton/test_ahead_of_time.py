@@ -129,7 +129,7 @@ def test_spmm_without_permutation_compiles(launches, tmp_path):
 
 def run_gat(graph, heads, num_feats, dtype, mask, mask_on_logit, dropout):
     dy, inputs = gat_inputs(graph, heads, num_feats, dtype, mask, keep=mask is not None)
-    how = (mask_on_logit, 0.2, dropout, 12345)
+    how = (mask_on_logit, 0.2, dropout, 12345, 0, torch.tensor([7]) if mask == "edge" else None)
     saved = gat_kernels.gat(*graph.arrays, *inputs, *how, True)
     gat_kernels.gat_bwd(*graph.arrays, dy, *saved, *inputs, *how, mask is not None)
 

@@ -34,11 +34,11 @@ from acefast.ops.triton.rows import (
 )
 
 STATS = tl.constexpr(3)  # of a piece and head: maximum of the logits, sum of the powers, the same sum with slopes
-RANDOM = ["threshold", "seed"]  # no recompilation for these
+RANDOM = ["threshold", "seed", "step"]  # no recompilation for these
 
 
 @triton.jit
-def load_drop(at, h, first_h, heads, threshold, scale, key, QUADS: tl.constexpr,
+def load_drop(at, h, first_h, heads, threshold, scale, key, stream, QUADS: tl.constexpr,
               BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):  # fmt: skip
     """scale where the random word of edge and head is at least threshold, else 0; [BLOCK_E, BLOCK_H]. QUADS: the four
     words of a counter belong to four heads of one edge, and each counter is taken once."""
@@ -47,9 +47,9 @@ def load_drop(at, h, first_h, heads, threshold, scale, key, QUADS: tl.constexpr,
     else:
         n = at[:, None] * heads + h[None, :]
         counter = n // 4
-    zero = (counter * 0).to(tl.uint32)
-    low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(key, low, (counter >> 32).to(tl.uint32), zero, zero)
+    now = counter * 0 + stream
+    low, high = (counter & 0xFFFFFFFF).to(tl.uint32), (counter >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(key, low, high, (now & 0xFFFFFFFF).to(tl.uint32), (now >> 32).to(tl.uint32))
     if QUADS:
         b_word = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (BLOCK_E, BLOCK_H))
     else:
@@ -58,7 +58,7 @@ def load_drop(at, h, first_h, heads, threshold, scale, key, QUADS: tl.constexpr,
 
 
 @triton.jit
-def load_edge(at, m_at, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key,
+def load_edge(at, m_at, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key, stream,
               ACC: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr, QUADS: tl.constexpr,
               BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr):  # fmt: skip
     """(score, its slope, mask, drop) of edges `at` and heads h; [BLOCK_E, BLOCK_H]"""
@@ -71,7 +71,7 @@ def load_edge(at, m_at, h, m_h, first_h, b_reach, mask, heads, slope, threshold,
             b_m *= tl.load(mask + at, mask=m_at, other=0.0)[:, None]
     b_drop = tl.full((BLOCK_E, BLOCK_H), 1.0, ACC)
     if DROPOUT:
-        b_drop = load_drop(at, h, first_h, heads, threshold, scale, key, QUADS, BLOCK_E, BLOCK_H)
+        b_drop = load_drop(at, h, first_h, heads, threshold, scale, key, stream, QUADS, BLOCK_E, BLOCK_H)
     return b_reach * b_slope, b_slope, b_m, b_drop
 
 
@@ -93,7 +93,8 @@ def store_attention(row, first_f, h, m_h, c, m_c, b_top, b_sum, b_slope_sum, b_y
 def gat_fwd_kernel(
     rowptr, col, eid, z, a_src, a_dst, mask, keep, y, lse, slope_y, slope_sum, partial, partial_slope, stats, owner,
     num_rows, num_edges, heads, num_feats, first_row, piece, windows, steps, stride,
-    negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64,
+    negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64, step: tl.int64,
+    step_at,
     ACC: tl.constexpr, MASK_ON_LOGIT: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr,
     QUADS: tl.constexpr, SAVE: tl.constexpr, EXACT: tl.constexpr, HUBS: tl.constexpr, WAYS: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -103,7 +104,9 @@ def gat_fwd_kernel(
         rowptr, owner, num_rows, num_edges, first_row, piece, windows, steps, stride, HUBS, WAYS
     )
     slope, scale = tl.full((), negative_slope, ACC), tl.full((), drop_scale, ACC)
-    key = tl.full((), seed, tl.int64)
+    key, stream = tl.full((), seed, tl.int64), tl.full((), step, tl.int64)
+    if step_at is not None:
+        stream = tl.load(step_at)
     if row >= 0:
         feats = BLOCK_F if EXACT else num_feats  # known lengths give wide loads
         columns = heads * feats
@@ -119,7 +122,7 @@ def gat_fwd_kernel(
             m_at = m_kept[:, None] & m_h[None, :]
             b_reach = b_dst[None, :] + tl.load(a_src + j[:, None] * heads + h[None, :], mask=m_at, other=0.0)
             b_s, b_slope, b_m, b_drop = load_edge(
-                at, m_kept, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key,
+                at, m_kept, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key, stream,
                 ACC, MASK_OF_HEAD, DROPOUT, QUADS, BLOCK_E, BLOCK_H,
             )  # fmt: skip
             if MASK_ON_LOGIT:
@@ -221,7 +224,8 @@ def gat_mean_kernel(
 def gat_bwd_kernel(
     colptr, row, ceid, dy, lse, mean, z, a_src, a_dst, mask, keep, dz, da_src, dmask, partial, partial_a, owner,
     num_rows, num_edges, heads, num_feats, blocks_per_program, first_row, piece, windows, steps, stride,
-    negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64,
+    negative_slope: tl.float64, threshold: tl.int64, drop_scale: tl.float64, seed: tl.int64, step: tl.int64,
+    step_at,
     ACC: tl.constexpr, MASK_ON_LOGIT: tl.constexpr, MASK_OF_HEAD: tl.constexpr, DROPOUT: tl.constexpr,
     QUADS: tl.constexpr, NEED_DMASK: tl.constexpr, ONE_BLOCK: tl.constexpr, WHOLE_HEADS: tl.constexpr,
     EXACT: tl.constexpr, HUBS: tl.constexpr, WAYS: tl.constexpr,
@@ -236,7 +240,9 @@ def gat_bwd_kernel(
         colptr, owner, num_rows, num_edges, first_row, piece, windows, steps, stride, HUBS, WAYS
     )
     slope, scale = tl.full((), negative_slope, ACC), tl.full((), drop_scale, ACC)
-    key = tl.full((), seed, tl.int64)
+    key, stream = tl.full((), seed, tl.int64), tl.full((), step, tl.int64)
+    if step_at is not None:
+        stream = tl.load(step_at)
     if j >= 0:
         feats = BLOCK_F if EXACT else num_feats  # known lengths give wide loads
         columns = heads * feats
@@ -254,7 +260,7 @@ def gat_bwd_kernel(
                 m_at = m_kept[:, None] & m_h[None, :]
                 b_reach = tl.where(m_at, tl.load(a_dst + at_i, mask=m_at, other=0.0) + b_src[None, :], 0.0)
                 b_s, b_slope, b_m, b_drop = load_edge(
-                    at, m_kept, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key,
+                    at, m_kept, h, m_h, first_h, b_reach, mask, heads, slope, threshold, scale, key, stream,
                     ACC, MASK_OF_HEAD, DROPOUT, QUADS, BLOCK_E, BLOCK_H,
                 )  # fmt: skip
                 b_logit = b_s
@@ -316,20 +322,21 @@ def _options(heads, num_feats, tile, acc, mask, mask_on_logit, dropout) -> dict:
     }  # fmt: skip
 
 
-def _scalars(negative_slope, dropout, seed) -> tuple:
-    """(negative_slope, threshold of a word, what it is scaled by, seed)"""
-    return negative_slope, int(dropout * 2**32), 1.0 / (1.0 - dropout) if dropout < 1 else 0.0, seed
+def _scalars(negative_slope, dropout, *noise) -> tuple:
+    """(negative_slope, threshold of a word, what it is scaled by, seed, step, step_at)"""
+    return negative_slope, int(dropout * 2**32), 1.0 / (1.0 - dropout) if dropout < 1 else 0.0, *noise
 
 
 def gat(
-    rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed, save
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed, step, step_at,
+    save,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y [N_dst, H, F], lse [N_dst, H], slope_y, slope_sum) of z [N_src, H, F]; the arguments of the schema
     `acefast::gat`. slope_y is like y and slope_sum like lse with `save`; else they have no elements."""
     num_rows, num_slots, heads, num_feats = rowptr.numel() - 1, col.numel(), z.size(1), z.size(2)
     if heads * num_feats == 0:
         return reference.gat(rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit,
-                             negative_slope, dropout, seed, save)  # fmt: skip
+                             negative_slope, dropout, seed, step, step_at, save)  # fmt: skip
     dtype, acc = accumulator(z.dtype)
     y, lse = z.new_empty(num_rows, heads, num_feats), a_dst.new_empty(num_rows, heads)
     slope_y, slope_sum = (torch.empty_like(y), torch.empty_like(lse)) if save else (z.new_empty(0), lse.new_empty(0))
@@ -338,7 +345,7 @@ def gat(
     stats, owner = cut.partial(STATS.value * heads, z, dtype), cut.owner(z)
     tile = blocks(heads, num_feats, z.element_size(), widest=256 if z.element_size() == 2 else 128)
     h_blocks, f_blocks = column_blocks(heads, num_feats, tile)
-    scalars = _scalars(negative_slope, dropout, seed)
+    scalars = _scalars(negative_slope, dropout, seed, step, step_at)
     with on_device(z):
         for first, windows, programs in cut.launches(num_rows):
             gat_fwd_kernel[(programs, h_blocks * f_blocks)](
@@ -358,14 +365,14 @@ def gat(
 
 def gat_bwd(
     rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst, mask, keep, mask_on_logit,
-    negative_slope, dropout, seed, need_dmask,
+    negative_slope, dropout, seed, step, step_at, need_dmask,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dz like z, da_src [N_src, H], da_dst [N_dst, H], dmask like mask) of dy like y; the arguments of the schema
     `acefast::gat_bwd`. dmask has no elements unless needed."""
     num_rows, num_slots, heads, num_feats = colptr.numel() - 1, row.numel(), z.size(1), z.size(2)
     if heads * num_feats == 0:
         return reference.gat_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst,
-                                 mask, keep, mask_on_logit, negative_slope, dropout, seed, need_dmask)  # fmt: skip
+                                 mask, keep, mask_on_logit, negative_slope, dropout, seed, step, step_at, need_dmask)  # fmt: skip
     dtype, acc = accumulator(z.dtype)
     dz, da_src, da_dst, mean = (torch.empty_like(t) for t in (z, a_src, a_dst, a_dst))
     dmask = a_src.new_empty(0)
@@ -388,7 +395,7 @@ def gat_bwd(
                 colptr, row, ceid, dy, lse, mean, z, a_src, a_dst, mask, keep, dz, da_src, dmask,
                 partial, partial_a, owner,
                 num_rows, num_slots, heads, num_feats, together, first, cut.piece, windows, cut.steps, cut.stride,
-                *_scalars(negative_slope, dropout, seed),
+                *_scalars(negative_slope, dropout, seed, step, step_at),
                 NEED_DMASK=need_dmask, ONE_BLOCK=together == 1, WHOLE_HEADS=f_blocks == 1, HUBS=cut.hubs, WAYS=cut.ways,
                 **tile, **LAUNCH, **_options(heads, num_feats, tile, acc, mask, mask_on_logit, dropout),
             )  # fmt: skip

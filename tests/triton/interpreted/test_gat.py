@@ -55,8 +55,8 @@ def test_logits_far_apart():
     dy, inputs = gat_inputs(graph, 2, 3, torch.float32)
     for scale in (40.0, 400.0):
         far = [inputs[0], *(scale * t for t in inputs[1:3]), None, None]
-        found = kernels.gat(*graph.arrays, *far, False, 0.2, 0.0, 0, True)
-        expected = reference.gat(*graph.arrays, *far, False, 0.2, 0.0, 0, True)
+        found = kernels.gat(*graph.arrays, *far, False, 0.2, 0.0, 0, 0, None, True)
+        expected = reference.gat(*graph.arrays, *far, False, 0.2, 0.0, 0, 0, None, True)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -69,7 +69,7 @@ def test_a_removed_edge_does_not_exist():
     inputs[4] = keep = (src != 4) & (dst != 5)
     inputs[0][4], inputs[1][4], inputs[2][5], dy[5], inputs[3][~keep] = (torch.nan,) * 5
     for mask_on_logit in (False, True):
-        how = (mask_on_logit, 0.2, 0.5, 3)
+        how = (mask_on_logit, 0.2, 0.5, 3, 0, None)
         out = kernels.gat(*graph.arrays, *inputs, *how, True)
         assert all(t[torch.arange(9) != 5].isfinite().all() for t in (out[0], out[2], out[3]))
         assert (out[0][5] == 0).all() and (out[1][5] == -torch.inf).all()
