@@ -202,8 +202,8 @@ class _OneByOne:
 
 class _Ahead:
     """The same, some epochs at a time that the host does not wait for. What an epoch reads and leaves lies on the device: its
-    number, the metrics of all epochs, and (epoch, val, val_loss) of the best one. The first epochs are run as they are, then one
-    is captured and the rest are replays of it.
+    number, the metrics of all epochs, and (epoch, val, val_loss) of the best one. The first epochs are run as they are, then
+    one is captured and the rest are replays of it.
     """
 
     def __init__(self, model, task, training, schedule, capture: CudaCapture, device: torch.device):

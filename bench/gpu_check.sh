@@ -10,14 +10,19 @@
 #   memcheck, racecheck   compute-sanitizer on a short subset, where that tool is
 #   benchmark   python -m bench ops --device cuda
 #   epoch       training epochs of two masked networks of ogbn-arxiv's size
-# Results in $OUT (default bench/results/gpu): check.json (each step's status and seconds), ops-cuda.json, epoch.json, log.txt.
+# With SEARCHES=1 the last four make room for these:
+#   search      a whole Cora search with captured epochs, and its five trainings by themselves
+#   one-by-one  the same with every epoch seen by the host
+#   grid        thirty such searches at once, as bench/grids/gpu-cora.toml has them
+# Results in $OUT (default bench/results/gpu): check.json (each step's status and seconds), ops-cuda.json, epoch.json, search.json,
+# one-by-one.json, log.txt, and grid/, the folder of the searches.
 # The exit status is 1 if any step failed.
 #
-# Variables: OUT, PYTHON (default .venv/bin/python, else python3), DEVICE, QUICK, LIMIT (seconds in all, default 530).
+# Variables: OUT, PYTHON (default .venv/bin/python, else python3), DEVICE, QUICK, SEARCHES, LIMIT (seconds in all, default 530).
 # Data: put ogbn-arxiv's edge.csv.gz into .data/ogb/ogbn_arxiv/raw/ (git ignores .data), else its generated twin is used.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} LIMIT=${LIMIT:-530} OUT=${OUT:-bench/results/gpu}
+DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} SEARCHES=${SEARCHES:-0} LIMIT=${LIMIT:-530} OUT=${OUT:-bench/results/gpu}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export ACEFAST_NO_SKIPS=0 PYTHONUNBUFFERED=1
 [ -d /usr/local/cuda/bin ] && PATH=$PATH:/usr/local/cuda/bin
@@ -104,7 +109,9 @@ if [ "$DEVICE" = cuda ]; then
     workers=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
     # shellcheck disable=SC2086
     step tests 170 "$PYTHON" -m pytest -p no:cacheprovider --durations=10 $workers tests/gpu
-    if command -v compute-sanitizer >/dev/null; then
+    if [ "$SEARCHES" = 1 ]; then
+        : # no sanitizers
+    elif command -v compute-sanitizer >/dev/null; then
         sanitizer memcheck
         sanitizer racecheck
     else
@@ -122,8 +129,20 @@ else
     sizes=(--shape arxiv proteins products reddit cora --budget 0.1)
     epoch=(--shape arxiv --epochs 20)
 fi
-step epoch 45 "$PYTHON" -m bench epoch --device "$DEVICE" "${epoch[@]}" --json "$OUT/epoch.json"
-step benchmark 200 "$PYTHON" -m bench ops --device "$DEVICE" "${sizes[@]}" --json "$OUT/ops-$DEVICE.json"
+if [ "$SEARCHES" = 1 ]; then
+    whole=(--device "$DEVICE" --no-peer)
+    [ "$QUICK" = 1 ] && whole+=(--quick --epochs 5)
+    step search 120 "$PYTHON" -m bench search "${whole[@]}" --json "$OUT/search.json"
+    step one-by-one 120 "$PYTHON" -m bench search "${whole[@]}" --no-capture --label one-by-one --json "$OUT/one-by-one.json"
+    if [ "$DEVICE" = cuda ]; then
+        step grid 300 "$PYTHON" -m acefast.cli grid bench/grids/gpu-cora.toml --out "$OUT/grid" --jobs 30 --time-limit 280s
+    else
+        not_run grid "no GPU"
+    fi
+else
+    step epoch 45 "$PYTHON" -m bench epoch --device "$DEVICE" "${epoch[@]}" --json "$OUT/epoch.json"
+    step benchmark 200 "$PYTHON" -m bench ops --device "$DEVICE" "${sizes[@]}" --json "$OUT/ops-$DEVICE.json"
+fi
 
 "$PYTHON" - "$steps" "$OUT/check.json" "$DEVICE" "$SECONDS" <<'PY'
 import json

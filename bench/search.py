@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from acefast import train
 from acefast.data import DATASETS
 from acefast.errors import InputError
 from acefast.files import write_atomic
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="rounds of pruning; default: 20")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--capture", action=argparse.BooleanOptionalAction, default=True, help="on cuda: epochs as CUDA graphs")
     parser.add_argument("--search", action=argparse.BooleanOptionalAction, default=True, help="run the whole search")
     parser.add_argument("--phases", action=argparse.BooleanOptionalAction, default=True, help="time the trainings by themselves")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True, help="time the PyG peer beside them")
@@ -80,11 +82,12 @@ def measure(options: argparse.Namespace) -> int:
     rows = []
     for settings, folder in jobs:
         row = {"benchmark": "search", "label": options.label, "device": options.device, **facts(resolve_config(**settings))}
+        row["captured"] = options.capture and options.device == "cuda"
         if options.search:
-            row["search"] = in_a_fresh_process(whole_search, settings, folder)
+            row["search"] = in_a_fresh_process(whole_search, settings, folder, options.capture)
             print_search(row)
         if options.phases:
-            row["phases"] = in_a_fresh_process(time_phases, settings, options.epochs, options.peer)
+            row["phases"] = in_a_fresh_process(time_phases, settings, options.epochs, options.peer, options.capture)
             row |= totals(row)
             print_phases(row)
         rows.append(row)
@@ -126,6 +129,11 @@ def in_a_fresh_process(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
+def one_by_one() -> None:
+    """Have no epoch captured in this process from here on."""
+    train.capture_on = lambda device: None
+
+
 # The whole search.
 
 
@@ -145,12 +153,14 @@ class Trainings(list):
         return next((1e3 * t["seconds"] / t["epochs"] for t in found), None)
 
 
-def whole_search(settings: dict, folder: Path | None) -> dict:
+def whole_search(settings: dict, folder: Path | None, captured: bool) -> dict:
     """Figures of one search: total_s from reading the data to the last checkpoint, stage_s by kind of stage ("other" is what
     is between them, the checkpoints above all), epochs, peak_bytes of this process (torch included), and by rung the kept
     shares and the milliseconds of an epoch of training masks and of retraining with these elements kept."""
     from rich.console import Console
 
+    if not captured:
+        one_by_one()
     config = resolve_config(**settings)
     trainings, rungs, stage_s = Trainings(), [], defaultdict(float)
     with tempfile.TemporaryDirectory() as scratch, SearchProgress(config.dataset, Console()) as progress:
@@ -189,9 +199,11 @@ def search_epochs(config: SearchConfig) -> dict[str, int]:
     return {**epochs, "retrain": c.rounds * c.fix_epochs}
 
 
-def time_phases(settings: dict, epochs: int, with_peer: bool) -> list[dict]:
+def time_phases(settings: dict, epochs: int, with_peer: bool, captured: bool) -> list[dict]:
     """Milliseconds of an epoch in each phase: TURNS times `epochs` epochs of acefast as the search calls them, and in between
     `epochs` / TURNS epochs of the peer."""
+    if not captured:
+        one_by_one()
     config = resolve_config(**settings)
     rows = []
     print(f"{config.dataset}: timing {epochs} epochs of each training, {TURNS} times" + with_peer * " and the peer's once", flush=True)

@@ -15,7 +15,7 @@ def accuracy_there(scores: Tensor, y: Tensor) -> Tensor:
     """The accuracy as a float64 [] on the device, which is not waited for."""
     _check("accuracy", scores.dim() == 2 and y.shape == scores.shape[:1], scores, y)
     right = (scores.argmax(1) == y).sum().double()
-    return right / torch.full_like(right, y.numel())  # divided by a number, CUDA multiplies by its reciprocal, which rounds twice
+    return right / torch.full_like(right, y.numel())  # by a plain number CUDA multiplies with its reciprocal, which rounds twice
 
 
 def rocauc(scores: Tensor, y: Tensor) -> float:

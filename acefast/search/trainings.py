@@ -2,9 +2,9 @@
 
 training.safetensors holds the fits of the stage's finished trainings and, of the running one, what its next epoch goes on
 from. It is written at most once a minute, or every so many epochs where that is asked for, and whenever the search stops
-between two epochs; where epochs run ahead of the host (``acefast.train.train``), after those that do. A rerun of the stage takes
-from it what is there and ends with the same bits. It counts for the stage that it was written in alone, after the same committed
-stages and in the same environment, and goes when the stage is committed.
+between two epochs; where epochs run ahead of the host (``acefast.train.train``), after those that do. A rerun of the stage
+takes from it what is there and ends with the same bits. It counts for the stage that it was written in alone, after the
+same committed stages and in the same environment, and goes when the stage is committed.
 
 A training with ``until``, which tells its epochs to something outside of it that is not kept, is begun anew.
 """

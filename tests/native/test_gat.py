@@ -193,8 +193,8 @@ def test_dropout_is_a_function_of_seed_edge_and_head():
 
 def test_wrong_shapes_are_refused():
     args = list(inputs(ZOO["sorted"], Case(mask="edge"), torch.float32))
-    for place, wrong in itertools.chain(
-        ((k, args[k][1:]) for k in (6, 7, 8, 9)), [(9, args[9].unsqueeze(1).repeat(1, 2)), (13, 1.5), (13, -0.1), (16, torch.zeros(2, dtype=torch.int64))]
-    ):
+    two = torch.zeros(2, dtype=torch.int64)
+    others = [(9, args[9].unsqueeze(1).repeat(1, 2)), (13, 1.5), (13, -0.1), (16, two)]
+    for place, wrong in itertools.chain(((k, args[k][1:]) for k in (6, 7, 8, 9)), others):
         with pytest.raises(RuntimeError):
             native("gat", *args[:place], wrong, *args[place + 1 :], False)

@@ -1,22 +1,14 @@
-"""Epochs captured and replayed: with a recorder in place of a CUDA graph they give what epochs run one by one give, to the bit."""
+"""Epochs captured and replayed, with a recorder in place of a CUDA graph, give what epochs one by one give, to the bit."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from acefast.data import synthetic_citation
-from acefast.nn import GCN, Network, build, state_of
-from acefast.pruning import Pattern, SoftMasks
+from acefast.nn import GCN, Network
 from acefast.search import run_search
-from acefast.train import WARM_UP, Schedule, train
-from tests.recorder import Recorder
-
-DATA = synthetic_citation(
-    400, 60, 3, seed=2, num_edges=800, words=6.0, train_per_class=6, num_val=40, num_test=50, name="small"
-)
-EPOCHS = 30
-NUMBERS = ("best_epoch", "val", "val_loss", "test", "seed")
+from acefast.train import WARM_UP
+from tests.captured import DATA, EPOCHS, Recorder, assert_same, stops_of, trained
 
 
 @pytest.fixture
@@ -25,29 +17,6 @@ def recorder(monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr("acefast.train.capture_on", lambda device: recorder)
     return recorder
-
-
-def trained(backbone="gcn", share=0.5, frozen=False, model=None, data=DATA, **more):
-    """(the Fit, the metrics of all epochs) of a fresh network."""
-    settings = dict(layers=3) if backbone == "resgcn" else {}
-    model = model or build(backbone, data.num_features, data.num_classes, hidden=8, dropout=0.3, seed=2, **settings)
-    start = {name: value.clone() for name, value in state_of(model).items()}
-    draw = torch.Generator().manual_seed(3)
-    pattern = Pattern.full(data.graph.num_edges, model.maskable()).map(lambda t: torch.rand(t.shape, generator=draw) < share)
-    masks = None if frozen else SoftMasks.init(pattern, 1e-5, lambda name: torch.Generator().manual_seed(1))
-    schedule = Schedule(EPOCHS, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3)
-    vals = []
-    more.setdefault("on_epochs", lambda first, some: vals.extend(some))
-    return train(model, data, schedule, start, pattern, masks, 4, True, **more), vals
-
-
-def assert_same(one, two):
-    assert [getattr(one, name) for name in NUMBERS] == [getattr(two, name) for name in NUMBERS]
-    assert one.weights.keys() == two.weights.keys() and all(torch.equal(w, two.weights[n]) for n, w in one.weights.items())
-    assert (one.masks is None) == (two.masks is None)
-    if one.masks is not None:
-        assert torch.equal(one.masks.edges, two.masks.edges)
-        assert all(torch.equal(m, two.masks.weights[name]) for name, m in one.masks.weights.items())
 
 
 @pytest.mark.parametrize(
@@ -63,18 +32,6 @@ def test_a_captured_training_gives_the_same_bits(recorder, monkeypatch, backbone
     assert 0 < fit.best_epoch and len(set(vals)) > 3, "the metrics must differ, or this shows nothing"
     assert vals == ahead[1] and fit.val == max(vals) and fit.best_epoch == vals.index(fit.val)
     assert_same(fit, ahead[0])
-
-
-def stops_of(**more):
-    """{epochs done: (facts, tensors)} wherever a training may be read, and its Fit."""
-    at_work, stops = [], {}
-
-    def keep(first, vals):
-        training = at_work[0]
-        assert training.epochs == first + len(vals)
-        stops[training.epochs] = training.facts(), {name: t.clone() for name, t in training.tensors().items()}
-
-    return trained("resgcn", on_start=at_work.append, on_epochs=keep, **more)[0], stops
 
 
 def test_a_captured_training_stands_where_the_other_does_and_each_goes_on_from_the_other(recorder, monkeypatch):
@@ -99,7 +56,7 @@ class Stop(Exception):
     pass
 
 
-def test_a_captured_search_is_the_same_search_and_goes_on_where_it_was_stopped(recorder, monkeypatch, tiny, tiny_config, tmp_path):
+def test_a_captured_search_is_the_same_and_goes_on_where_it_was_stopped(recorder, monkeypatch, tiny, tiny_config, tmp_path):
     monkeypatch.setattr("acefast.train.AHEAD", 4)
     config = tiny_config(method="ace", rounds=1, ace_rounds=2, mask_epochs=9, fix_epochs=9, ace_epochs=6)
     events, stopped = [], set()

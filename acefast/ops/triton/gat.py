@@ -328,8 +328,8 @@ def _scalars(negative_slope, dropout, *noise) -> tuple:
 
 
 def gat(
-    rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed, step, step_at,
-    save,
+    rowptr, col, eid, colptr, row, ceid, z, a_src, a_dst, mask, keep, mask_on_logit, negative_slope, dropout, seed, step,
+    step_at, save,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y [N_dst, H, F], lse [N_dst, H], slope_y, slope_sum) of z [N_src, H, F]; the arguments of the schema
     `acefast::gat`. slope_y is like y and slope_sum like lse with `save`; else they have no elements."""
@@ -372,7 +372,8 @@ def gat_bwd(
     num_rows, num_slots, heads, num_feats = colptr.numel() - 1, row.numel(), z.size(1), z.size(2)
     if heads * num_feats == 0:
         return reference.gat_bwd(rowptr, col, eid, colptr, row, ceid, dy, y, lse, slope_y, slope_sum, z, a_src, a_dst,
-                                 mask, keep, mask_on_logit, negative_slope, dropout, seed, step, step_at, need_dmask)  # fmt: skip
+                                 mask, keep, mask_on_logit, negative_slope, dropout, seed, step, step_at,
+                                 need_dmask)  # fmt: skip
     dtype, acc = accumulator(z.dtype)
     dz, da_src, da_dst, mean = (torch.empty_like(t) for t in (z, a_src, a_dst, a_dst))
     dmask = a_src.new_empty(0)

@@ -1,10 +1,16 @@
-"""A CUDA graph's stand-in on the CPU: what a function calls is recorded, and replayed on the same tensors."""
+"""A CUDA graph's stand-in on the CPU: what a function calls is recorded, and replayed on the same tensors. And the
+trainings that are captured with it, or on a GPU."""
 
 from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from acefast.data import synthetic_citation
+from acefast.nn import build, state_of
+from acefast.pruning import Pattern, SoftMasks
+from acefast.train import Schedule, train
 
 # Arguments that an op writes into though its schema does not say so.
 WRITTEN = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}
@@ -90,3 +96,47 @@ class Recorder:
             recording.replay()
 
         return replay
+
+
+DATA = synthetic_citation(
+    400, 60, 3, seed=2, num_edges=800, words=6.0, train_per_class=6, num_val=40, num_test=50, name="small"
+)
+EPOCHS = 30
+
+
+def trained(backbone="gcn", share=0.5, frozen=False, model=None, data=DATA, **more):
+    """(the Fit, the metrics of all epochs) of a fresh network; ``more``: arguments of ``train``."""
+    settings = dict(layers=3) if backbone == "resgcn" else {}
+    model = model or build(backbone, data.num_features, data.num_classes, hidden=8, dropout=0.3, seed=2, **settings)
+    model.to(data.device)
+    start = {name: value.clone() for name, value in state_of(model).items()}
+    full, draw = Pattern.full(data.graph.num_edges, model.maskable()), torch.Generator().manual_seed(3)
+    pattern = full.map(lambda t: (torch.rand(t.shape, generator=draw) < share).to(data.device))
+    masks = None if frozen else SoftMasks.init(pattern, 1e-5, lambda name: torch.Generator().manual_seed(1))
+    schedule = Schedule(EPOCHS, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3)
+    vals = []
+    more.setdefault("on_epochs", lambda first, some: vals.extend(some))
+    return train(model, data, schedule, start, pattern, masks, 4, True, **more), vals
+
+
+def stops_of(backbone="resgcn", **more):
+    """(the Fit, {epochs done: (facts, tensors)} wherever the training may be read)."""
+    at_work, stops = [], {}
+
+    def keep(first, vals):
+        training = at_work[0]
+        assert training.epochs == first + len(vals)
+        stops[training.epochs] = training.facts(), {name: t.clone() for name, t in training.tensors().items()}
+
+    return trained(backbone, on_start=at_work.append, on_epochs=keep, **more)[0], stops
+
+
+def assert_same(one, two):
+    """Two fits agree to the bit."""
+    for name in ("best_epoch", "val", "val_loss", "test", "seed"):
+        assert getattr(one, name) == getattr(two, name), name
+    assert one.weights.keys() == two.weights.keys() and all(torch.equal(w, two.weights[n]) for n, w in one.weights.items())
+    assert (one.masks is None) == (two.masks is None)
+    if one.masks is not None:
+        assert torch.equal(one.masks.edges, two.masks.edges)
+        assert all(torch.equal(m, two.masks.weights[name]) for name, m in one.masks.weights.items())
