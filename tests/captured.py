@@ -4,6 +4,7 @@ trainings that are captured with it, or on a GPU."""
 from collections.abc import Callable
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -75,6 +76,15 @@ class Recording(TorchDispatchMode):
                     kept.detach().copy_(now)
 
 
+class Watch(TorchFunctionMode):
+    """Refuses what gives the host values past every op."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy):
+            raise RuntimeError(f"{func.__name__} cannot be captured")
+        return func(*args, **(kwargs or {}))
+
+
 class Recorder:
     """In place of ``acefast.capture.CudaCapture``. ``captured`` and ``replays`` count."""
 
@@ -87,7 +97,7 @@ class Recorder:
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         self.captured += 1
-        with Recording() as recording:
+        with Recording() as recording, Watch():
             run()
         recording.undo()
 
@@ -104,10 +114,13 @@ DATA = synthetic_citation(
 EPOCHS = 30
 
 
-def trained(backbone="gcn", share=0.5, frozen=False, model=None, data=DATA, **more):
+NETWORKS = {"resgcn": dict(layers=3), "recomputed": dict(backbone="resgcn", layers=4, recompute=True)}
+
+
+def trained(network="gcn", share=0.5, frozen=False, model=None, data=DATA, **more):
     """(the Fit, the metrics of all epochs) of a fresh network; ``more``: arguments of ``train``."""
-    settings = dict(layers=3) if backbone == "resgcn" else {}
-    model = model or build(backbone, data.num_features, data.num_classes, hidden=8, dropout=0.3, seed=2, **settings)
+    settings = dict(backbone=network, in_channels=data.num_features, out_channels=data.num_classes, hidden=8, dropout=0.3, seed=2)
+    model = model or build(**settings | NETWORKS.get(network, {}))
     model.to(data.device)
     start = {name: value.clone() for name, value in state_of(model).items()}
     full, draw = Pattern.full(data.graph.num_edges, model.maskable()), torch.Generator().manual_seed(3)
@@ -119,7 +132,7 @@ def trained(backbone="gcn", share=0.5, frozen=False, model=None, data=DATA, **mo
     return train(model, data, schedule, start, pattern, masks, 4, True, **more), vals
 
 
-def stops_of(backbone="resgcn", **more):
+def stops_of(network="resgcn", **more):
     """(the Fit, {epochs done: (facts, tensors)} wherever the training may be read)."""
     at_work, stops = [], {}
 
@@ -128,7 +141,7 @@ def stops_of(backbone="resgcn", **more):
         assert training.epochs == first + len(vals)
         stops[training.epochs] = training.facts(), {name: t.clone() for name, t in training.tensors().items()}
 
-    return trained(backbone, on_start=at_work.append, on_epochs=keep, **more)[0], stops
+    return trained(network, on_start=at_work.append, on_epochs=keep, **more)[0], stops
 
 
 def assert_same(one, two):

@@ -36,14 +36,14 @@ def assert_close(one, two):
     torch.testing.assert_close(*tensors, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["gcn", "gin", "gat", "sage", "resgcn"])
+@pytest.mark.parametrize("network", ["gcn", "gin", "gat", "sage", "resgcn", "recomputed"])
 @pytest.mark.parametrize("share, frozen", [(0.5, False), (1.0, True)])
-def test_captured_epochs_are_the_same_training(captured, monkeypatch, backbone, share, frozen):
+def test_captured_epochs_are_the_same_training(captured, monkeypatch, network, share, frozen):
     data = DATA.to("cuda")
-    ahead, seen = trained(backbone, share, frozen, data=data)
+    ahead, seen = trained(network, share, frozen, data=data)
     assert captured == [EPOCHS - WARM_UP]
     monkeypatch.setattr("acefast.train.capture_on", lambda device: None)
-    fit, vals = trained(backbone, share, frozen, data=data)
+    fit, vals = trained(network, share, frozen, data=data)
     assert vals == seen and captured == [EPOCHS - WARM_UP]
     assert_close(ahead, fit)
 

@@ -20,15 +20,15 @@ def recorder(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "share", "frozen"),
+    ("network", "share", "frozen"),
     [("gcn", 0.5, False), ("gcn", 1.0, True), ("gin", 0.5, False), ("gat", 0.5, False), ("gat", 1.0, True),
-     ("sage", 0.5, False), ("resgcn", 0.5, False), ("resgcn", 1.0, True)],
+     ("sage", 0.5, False), ("resgcn", 0.5, False), ("resgcn", 1.0, True), ("recomputed", 0.5, False)],
 )  # fmt: skip
-def test_a_captured_training_gives_the_same_bits(recorder, monkeypatch, backbone, share, frozen):
-    ahead = trained(backbone, share, frozen)
+def test_a_captured_training_gives_the_same_bits(recorder, monkeypatch, network, share, frozen):
+    ahead = trained(network, share, frozen)
     assert (recorder.captured, recorder.replays) == (1, EPOCHS - WARM_UP)
     monkeypatch.setattr("acefast.train.capture_on", lambda device: None)
-    fit, vals = trained(backbone, share, frozen)
+    fit, vals = trained(network, share, frozen)
     assert 0 < fit.best_epoch and len(set(vals)) > 3, "the metrics must differ, or this shows nothing"
     assert vals == ahead[1] and fit.val == max(vals) and fit.best_epoch == vals.index(fit.val)
     assert_same(fit, ahead[0])
@@ -128,8 +128,8 @@ def test_the_recorder_shows_an_epoch_that_depends_on_the_host(recorder, monkeypa
 @pytest.mark.parametrize(
     "use",
     [lambda y: y * float(y.detach().max() > -9), lambda y: y[y.abs().sum(1) > -1], lambda y: y * torch.tensor(1.0),
-     lambda y: y.index_select(0, (y.sum(1) > -99).nonzero().squeeze(1))],
-    ids=["value", "flags", "constant", "shape"],
+     lambda y: y.index_select(0, (y.sum(1) > -99).nonzero().squeeze(1)), lambda y: y * (len(y.detach()[0].tolist()) / 3)],
+    ids=["value", "flags", "constant", "shape", "list"],
 )  # fmt: skip
 def test_the_recorder_refuses_what_a_graph_cannot_hold(recorder, use):
     with pytest.raises(RuntimeError, match="cannot be captured"):
