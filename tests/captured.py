@@ -112,12 +112,13 @@ DATA = synthetic_citation(
     400, 60, 3, seed=2, num_edges=800, words=6.0, train_per_class=6, num_val=40, num_test=50, name="small"
 )
 EPOCHS = 30
+SCHEDULE = Schedule(EPOCHS, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3)
 
 
 NETWORKS = {"resgcn": dict(layers=3), "recomputed": dict(backbone="resgcn", layers=4, recompute=True)}
 
 
-def trained(network="gcn", share=0.5, frozen=False, model=None, data=DATA, **more):
+def trained(network="gcn", share=0.5, frozen=False, model=None, data=DATA, schedule=SCHEDULE, **more):
     """(the Fit, the metrics of all epochs) of a fresh network; ``more``: arguments of ``train``."""
     settings = dict(backbone=network, in_channels=data.num_features, out_channels=data.num_classes, hidden=8, dropout=0.3, seed=2)
     model = model or build(**settings | NETWORKS.get(network, {}))
@@ -126,7 +127,6 @@ def trained(network="gcn", share=0.5, frozen=False, model=None, data=DATA, **mor
     full, draw = Pattern.full(data.graph.num_edges, model.maskable()), torch.Generator().manual_seed(3)
     pattern = full.map(lambda t: (torch.rand(t.shape, generator=draw) < share).to(data.device))
     masks = None if frozen else SoftMasks.init(pattern, 1e-5, lambda name: torch.Generator().manual_seed(1))
-    schedule = Schedule(EPOCHS, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3)
     vals = []
     more.setdefault("on_epochs", lambda first, some: vals.extend(some))
     return train(model, data, schedule, start, pattern, masks, 4, True, **more), vals

@@ -8,7 +8,7 @@ import torch
 from acefast.nn import GCN, Network
 from acefast.search import run_search
 from acefast.train import WARM_UP
-from tests.captured import DATA, EPOCHS, Recorder, assert_same, stops_of, trained
+from tests.captured import DATA, EPOCHS, SCHEDULE, Recorder, assert_same, stops_of, trained
 
 
 @pytest.fixture
@@ -144,6 +144,7 @@ def test_what_cannot_be_captured_is_not(monkeypatch, tiny):
     labels = torch.stack((tiny.y == 0, tiny.y == 1), 1).float()
     trained(data=replace(tiny, y=labels, task="multilabel", metric="rocauc", num_classes=2))
     trained(fast=False)
+    trained(schedule=replace(SCHEDULE, evaluate_every=2))
     assert trained(until=lambda masks: False)[0].best_epoch == EPOCHS - 1
     model = Given(lambda self, y: y)
     model.capturable = False

@@ -179,7 +179,8 @@ def test_what_is_not_evaluated_is_never_the_best_epoch(tiny, fast):
         seen = []
         masks = SoftMasks.init(full, 1e-5, lambda name: torch.Generator().manual_seed(1))
         schedule = Schedule(epochs, lr=0.05, mask_lr=0.02, evaluate_every=every)
-        return train(model, tiny, schedule, start, full, masks, on_epochs=lambda first, vals: seen.append((first, *vals)), fast=fast), seen
+        on_epochs = lambda first, vals: seen.append((first, *vals))  # noqa: E731
+        return train(model, tiny, schedule, start, full, masks, on_epochs=on_epochs, fast=fast), seen
 
     (_, every), (fourth, some), (_, none) = fit(1), fit(4), fit(100)
     assert [epoch for epoch, _ in every] == [epoch for epoch, _ in some] == list(range(11))
