@@ -115,13 +115,17 @@ EPOCHS = 30
 SCHEDULE = Schedule(EPOCHS, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3)
 
 
-NETWORKS = {"resgcn": dict(layers=3), "recomputed": dict(backbone="resgcn", layers=4, recompute=True)}
+NETWORKS = {
+    "resgcn": dict(layers=3), "recomputed": dict(backbone="resgcn", layers=4, recompute=True), "narrow": dict(backbone="gat"),
+}  # fmt: skip
 
 
 def trained(network="gcn", share=0.5, frozen=False, model=None, data=DATA, schedule=SCHEDULE, **more):
     """(the Fit, the metrics of all epochs) of a fresh network; ``more``: arguments of ``train``."""
     settings = dict(backbone=network, in_channels=data.num_features, out_channels=data.num_classes, hidden=8, dropout=0.3, seed=2)
     model = model or build(**settings | NETWORKS.get(network, {}))
+    if network == "narrow":
+        model.dtype = torch.bfloat16
     model.to(data.device)
     start = {name: value.clone() for name, value in state_of(model).items()}
     full, draw = Pattern.full(data.graph.num_edges, model.maskable()), torch.Generator().manual_seed(3)

@@ -36,7 +36,7 @@ def assert_close(one, two):
     torch.testing.assert_close(*tensors, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("network", ["gcn", "gin", "gat", "sage", "resgcn", "recomputed"])
+@pytest.mark.parametrize("network", ["gcn", "gin", "gat", "sage", "resgcn", "recomputed", "narrow"])
 @pytest.mark.parametrize("share, frozen", [(0.5, False), (1.0, True)])
 def test_captured_epochs_are_the_same_training(captured, monkeypatch, network, share, frozen):
     data = DATA.to("cuda")

@@ -22,7 +22,7 @@ def recorder(monkeypatch):
 @pytest.mark.parametrize(
     ("network", "share", "frozen"),
     [("gcn", 0.5, False), ("gcn", 1.0, True), ("gin", 0.5, False), ("gat", 0.5, False), ("gat", 1.0, True),
-     ("sage", 0.5, False), ("resgcn", 0.5, False), ("resgcn", 1.0, True), ("recomputed", 0.5, False)],
+     ("sage", 0.5, False), ("resgcn", 0.5, False), ("resgcn", 1.0, True), ("recomputed", 0.5, False), ("narrow", 0.5, False)],
 )  # fmt: skip
 def test_a_captured_training_gives_the_same_bits(recorder, monkeypatch, network, share, frozen):
     ahead = trained(network, share, frozen)
