@@ -8,6 +8,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str]) -> int:
+    from acefast.errors import InputError
     from bench import deep, epoch, ops, plot, search, study
 
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of acefast.")
@@ -18,7 +19,11 @@ def main(arguments: list[str]) -> int:
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     options = parser.parse_args(arguments)
-    return options.main(options, arguments)
+    try:
+        return options.main(options, arguments)
+    except InputError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -54,9 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace, arguments: list[str]) -> int:
     try:
         return measure(options)
-    except InputError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
     except BrokenProcessPool:
         print("bench: a process that measured was killed, perhaps for want of memory", file=sys.stderr)
         return 1

@@ -8,12 +8,13 @@ from pathlib import Path
 from statistics import fmean
 
 from acefast import report
+from acefast.errors import InputError
 from bench.plot import COLOURS
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("packs", type=Path, nargs="+", help="packs of the study's parts, in their order")
-    parser.add_argument("--base", default="ugs paper", help="variant that the others are held against (default: %(default)s)")
+    parser.add_argument("--base", default="ugs base", help="variant that the others are held against (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of study.md and its pictures")
 
 
@@ -21,6 +22,9 @@ def main(options, arguments) -> int:
     parts = {path.stem: report.read_groups([path]) for path in options.packs}
     groups = {part: {(group.config["dataset"], name(group)): group for group in members} for part, members in parts.items()}
     everything = {key: group for members in groups.values() for key, group in members.items()}
+    missing = {dataset for dataset, _ in everything} - {dataset for dataset, variant in everything if variant == options.base}
+    if missing:
+        raise InputError(f"no pack has runs of {options.base!r} on {min(missing)} to hold the others against: name another --base")
     text = [
         "# What moves accuracy: the study of the settings\n",
         "Validation accuracy, mean over the rungs (the area under the curve over the ladder, in percent), seeds that no other "
@@ -59,7 +63,7 @@ def table(members: dict, base: str, everything: dict) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for (dataset, variant), group in members.items():
-        found = differences(group, everything[dataset, base]) if (dataset, base) in everything else []
+        found = differences(group, everything[dataset, base])
         moved = f"{fmean(found):+.2f} ({min(found):+.2f} to {max(found):+.2f})" if found else ""
         first, last = group.at(1), group.at(group.common - 1)
         lines.append(
@@ -95,8 +99,7 @@ def draw(title: str, members: dict, base: str, everything: dict, path: Path) -> 
                 values = [area(run) for run in members[dataset, variant].runs]
                 panel.plot(values, [row] * len(values), "o", color=COLOURS[0], alpha=0.5, markersize=5)
                 panel.plot([fmean(values)] * 2, [row - 0.3, row + 0.3], color=COLOURS[0], linewidth=2)
-        if (dataset, base) in everything:
-            panel.axvline(fmean(area(run) for run in everything[dataset, base].runs), color=COLOURS[1], linewidth=1, label=base)
+        panel.axvline(fmean(area(run) for run in everything[dataset, base].runs), color=COLOURS[1], linewidth=1, label=base)
         panel.set_title(dataset)
         panel.set_xlabel("validation accuracy, mean over the rungs, %")
         panel.grid(axis="x", alpha=0.3)

@@ -20,7 +20,7 @@ def test_committed_grids_can_be_planned(path):
     assert seeds == ({100, 101} if path.stem.startswith("study") else set(range(len(seeds)))), "the study has seeds of its own"
 
 
-def test_the_study_page_compares_variants_on_validation(tmp_path):
+def test_the_study_page_compares_variants_on_validation(tmp_path, capsys):
     from acefast.data import load_dataset
 
     data = load_dataset("synthetic-cora")
@@ -30,7 +30,7 @@ def test_the_study_page_compares_variants_on_validation(tmp_path):
             config = resolve_config("synthetic-cora", "gcn", "ugs", variant=variant, seed=seed, **settings, **changes)
             run_search(data, config, tmp_path / "runs" / f"{variant}-{seed}")
     report.pack([tmp_path / "runs"], tmp_path / "masks.jsonl")
-    assert main(["study", str(tmp_path / "masks.jsonl"), "--base", "ugs base", "--out", str(tmp_path / "page")]) == 0
+    assert main(["study", str(tmp_path / "masks.jsonl"), "--out", str(tmp_path / "page")]) == 0
     text = (tmp_path / "page" / "study.md").read_text()
     rows = {line.split(" | ")[1]: line.split(" | ") for line in text.splitlines() if line.startswith("| synthetic-cora")}
     runs = [json.loads(line) for line in (tmp_path / "masks.jsonl").read_text().splitlines()]
@@ -43,3 +43,5 @@ def test_the_study_page_compares_variants_on_validation(tmp_path):
     assert float(rows["ugs other"][4].split()[0]) == pytest.approx(area("other") - area("base"), abs=0.006)
     assert rows["ugs base"][4].startswith("+0.00")
     assert (tmp_path / "page" / "masks.png").stat().st_size > 5000
+    assert main(["study", str(tmp_path / "masks.jsonl"), "--base", "ugs none", "--out", str(tmp_path / "other")]) == 2
+    assert "no pack has runs of 'ugs none' on synthetic-cora" in capsys.readouterr().err
