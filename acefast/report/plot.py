@@ -48,7 +48,7 @@ def accuracy_plot(groups: list[Group]) -> bytes:
         columns, places = min(len(panels), 3), range(len(panels))
     lines = max(places) // columns + 1
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
-        figure = Figure(figsize=(7.0 if columns == 1 else 5.6 * columns, 5.2 * lines), dpi=150, layout="constrained")
+        figure = Figure(figsize=(7.0 if columns == 1 else 5.6 * columns, 5.2 * lines), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         free = list(figure.subplots(lines, columns, squeeze=False).flat)
         for place, (key, members) in zip(places, panels.items()):

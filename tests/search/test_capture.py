@@ -9,6 +9,7 @@ from acefast.nn import GCN, Network
 from acefast.search import run_search
 from acefast.train import WARM_UP
 from tests.captured import DATA, EPOCHS, SCHEDULE, Recorder, assert_same, stops_of, trained
+from tests.stopping import Stop
 
 
 @pytest.fixture
@@ -50,10 +51,6 @@ def test_a_captured_training_stands_where_the_other_does_and_each_goes_on_from_t
     for epochs in (10, EPOCHS - 1, EPOCHS):
         assert_same(fit, restored(every[epochs]))
     assert recorder.captured == 2  # what is left after epoch 10; one epoch or none is not captured
-
-
-class Stop(Exception):
-    pass
 
 
 def test_a_captured_search_is_the_same_and_goes_on_where_it_was_stopped(recorder, monkeypatch, tiny, tiny_config, tmp_path):

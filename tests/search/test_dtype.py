@@ -16,6 +16,7 @@ from acefast.search.plan import predict
 from acefast.search.rounds import build_model, prepare, prepare_data
 from acefast.tasks import make_task
 from acefast.train import Schedule, train
+from tests.stopping import Stop, stop_after
 
 BF16 = torch.bfloat16
 SPARSE = synthetic_citation(
@@ -95,25 +96,13 @@ def test_masters_are_float32_and_the_training_ends_where_float32_does(backbone, 
     ("backbone", "scored"), [("gcn", dict(score="combined", edge_score="agreement", complement="none")), ("resgcn", {})]
 )
 def test_a_search_stops_repeats_and_deploys_in_bfloat16(tiny, tiny_config, tmp_path, backbone, scored):
-    class Stop(Exception):
-        pass
-
-    def stop_at(epochs):
-        def progress(event):
-            nonlocal epochs
-            epochs -= event["event"] == "epoch"
-            if not epochs:
-                raise Stop
-
-        return progress
-
     data = replace(tiny, x=tiny.x.to_dense())
     settings = dict(backbone=backbone, layers=3, rounds=1, row_normalise=False, **scored)
     config = tiny_config(**settings, dtype="bfloat16", recompute="no")
     whole = run_search(data, config)
     for epochs in (3, 4, 5):  # within the dense baseline, the training of masks and the exchange
         with pytest.raises(Stop):
-            run_search(data, config, tmp_path, stop_at(epochs))
+            run_search(data, config, tmp_path, stop_after(epochs, "epoch"))
     assert run_search(data, config, tmp_path).history == whole.history
     assert run_search(data, tiny_config(**settings, recompute="no")).history != whole.history
     assert run_search(data, replace(config, recompute="yes")).history == whole.history
@@ -148,16 +137,9 @@ def test_the_setting_is_a_part_of_the_search_that_old_records_need_not_have(tiny
     assert narrow.hash() != config.hash() and narrow.differences(config) == ["dtype"]
     assert config.hash() == "86435314d9c3f886", "folders from before the setting stay valid"
 
-    class Stop(Exception):
-        pass
-
-    def progress(event):
-        if event["event"] == "stage_end":
-            raise Stop
-
     config = tiny_config(method="ugs", rounds=1)
     with pytest.raises(Stop):
-        run_search(tiny, config, tmp_path, progress)
+        run_search(tiny, config, tmp_path, stop_after(1, "stage_end"))
     path = tmp_path / "config.toml"
     path.write_text(path.read_text().replace('dtype = "float32"\n', ""))
     assert "dtype" not in path.read_text()

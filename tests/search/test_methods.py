@@ -10,6 +10,7 @@ from acefast.pruning import Pattern, SoftMasks, ladder, prune_to
 from acefast import report
 from acefast.search import METHODS, find_ticket, gebt, resolve_config, run_search
 from acefast.search.stages import imp, log, retrain
+from tests.stopping import Stop, stop_after
 
 
 def epochs_of(run) -> list[int]:
@@ -32,23 +33,11 @@ def test_every_method_stands_on_the_ladder(tiny, tiny_config, method, axes):
 
 @pytest.mark.parametrize("method", ["gebt", "ugs-best", "ace-random"])
 def test_a_stopped_search_goes_on_to_the_same_history(tiny, tiny_config, tmp_path, method):
-    class Stop(Exception):
-        pass
-
-    def stop_after(count):
-        def progress(event):
-            nonlocal count
-            count -= event["event"] == "stage_end"
-            if not count:
-                raise Stop
-
-        return progress
-
     config = tiny_config(method=method, carry=0.5)
     whole = run_search(tiny, config)
     for count in (2, 1, 1):
         with pytest.raises(Stop):
-            run_search(tiny, config, tmp_path, stop_after(count))
+            run_search(tiny, config, tmp_path, stop_after(count, "stage_end"))
     assert run_search(tiny, config, tmp_path).history == whole.history
 
 

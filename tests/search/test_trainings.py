@@ -17,6 +17,7 @@ from acefast.search import Run, find_ticket, run_search, trainings
 from acefast.search import rounds as round_loop
 from acefast.search.folder import Folder, read_state, write_state
 from acefast.train import Schedule, train
+from tests.stopping import Stop
 
 SEARCHES = {
     "ace": dict(method="ace", protect=1, carry=0.5),
@@ -29,10 +30,6 @@ SEARCHES = {
     "noise": dict(method="ugs", noise_check=1),
     "best-of-n": dict(method="ugs-best"),
 }
-
-
-class Stop(Exception):
-    pass
 
 
 def contents(folder):
