@@ -29,25 +29,45 @@ void forward_block(const T* x, T* y, int64_t m, const uint32_t* words, uint32_t 
   }
 }
 
-// n elements whose first one has the number `first`.
-template <class T>
-void forward(const T* x, T* y, int64_t n, uint64_t first, double p, uint64_t seed, uint64_t step) {
+// rows of F elements, the first one of row r with the number first(r). Words are made for whole batches of blocks, which
+// may span many short rows.
+template <class T, class First>
+void forward(const T* x, T* y, int64_t rows, int64_t F, const First& first, double p, uint64_t seed, uint64_t step) {
   using A = acc_t<T>;
   if (p >= 1) {
-    std::memset(static_cast<void*>(y), 0, size_t(n) * sizeof(T));
+    std::memset(static_cast<void*>(y), 0, size_t(rows * F) * sizeof(T));
     return;
   }
   const A scale = A(1.0 / (1.0 - p));
   const uint32_t threshold = drop_threshold(p);
   uint32_t words[kWords] = {};
-  for (int64_t i = 0; i < n;) {
-    const uint64_t number = first + uint64_t(i);
-    const int skip = int(number % 4);  // words of the first block that are other elements'
-    const int64_t m = std::min<int64_t>(kWords - skip, n - i);
-    if (threshold) philox_words(seed, step, [&](int b) { return number / 4 + b; }, words);
-    forward_block<T, A>(x + i, y + i, m, words + skip, threshold, scale);
-    i += m;
+  uint64_t counters[kPhiloxBlocks] = {};
+  struct {
+    int64_t at, m;
+    int word;
+  } parts[kPhiloxBlocks];  // m elements from x[at] on, whose words begin at words[word]
+  int blocks = 0, count = 0;
+  const auto flush = [&] {
+    if (threshold) philox_words(seed, step, [&](int b) { return counters[b]; }, words);
+    for (int k = 0; k < count; ++k)
+      forward_block<T, A>(x + parts[k].at, y + parts[k].at, parts[k].m, words + parts[k].word, threshold, scale);
+    blocks = count = 0;
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint64_t number = first(r);
+    for (int64_t i = 0; i < F;) {
+      const uint64_t block = (number + uint64_t(i)) / 4;
+      const int skip = int((number + uint64_t(i)) % 4);  // words of the first block that are other elements'
+      const int64_t m = std::min<int64_t>(4 * (kPhiloxBlocks - blocks) - skip, F - i);
+      parts[count++] = {r * F + i, m, 4 * blocks + skip};
+      const int more = int((skip + m + 3) / 4);
+      for (int b = 0; b < more; ++b) counters[blocks + b] = block + uint64_t(b);
+      blocks += more;
+      i += m;
+      if (blocks == kPhiloxBlocks) flush();
+    }
   }
+  flush();
 }
 
 template <class T>
@@ -80,17 +100,19 @@ Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t se
     using T = typename decltype(type)::type;
     const T* in = ptr<T>(x);
     T* out = mutable_ptr<T>(y);
-    const auto run = [&](int64_t begin, int64_t n, uint64_t first) {
-      forward(in + begin, out + begin, n, first, p, uint64_t(seed), now);
+    const auto run = [&](int64_t begin, int64_t rows, int64_t F, const auto& first) {
+      forward(in + begin, out + begin, rows, F, first, p, uint64_t(seed), now);
     };
     if (!rows) {
-      parallel_range(x.numel(), kPiece, [&](int64_t begin, int64_t end) { run(begin, end - begin, uint64_t(begin)); });
+      parallel_range(x.numel(), kPiece, [&](int64_t begin, int64_t end) {
+        run(begin, 1, end - begin, [&](int64_t) { return uint64_t(begin); });
+      });
       return;
     }
     const int64_t N = x.size(0), F = x.numel() / N;
     const int64_t* number = ptr<int64_t>(*rows);
     parallel_range(N, std::max<int64_t>(1, kPiece / F), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) run(r * F, F, uint64_t(number[r] * F));
+      run(begin * F, end - begin, F, [&](int64_t r) { return uint64_t(number[begin + r] * F); });
     });
   });
   return y;

@@ -172,6 +172,17 @@ def test_relu_dropout_equals_the_reference(dtype):
     assert not native("relu_dropout")(torch.full((40,), float("nan"), dtype=dtype), None, 0.0, 0, 0, None).any()
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 64, 301])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu_dropout_of_some_rows_equals_the_reference(dtype, width):
+    x = features(400, width, dtype)
+    rows = torch.randint(0, 10**6, (400,), generator=torch.Generator().manual_seed(width))
+    rows[::3] += 2**40  # numbers of elements above 2^32
+    y = native("relu_dropout")(x, rows, 0.3, 5, 6, None)
+    assert torch.equal(y, reference.relu_dropout(x, rows, 0.3, 5, 6, None))
+    assert native("relu_dropout")(x[:, :0], rows, 0.3, 5, 6, None).shape == (400, 0)
+
+
 LINEAR_SIZES = [(0, 5, 3), (5, 3, 0), (1, 1, 1), (37, 70, 7), (130, 65, 70), (70, 300, 40), (600, 40, 200)]
 
 
