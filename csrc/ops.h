@@ -119,6 +119,10 @@
 //   step_at int64 [1], where it is given, holds the step when the kernel runs, in place of `step`.
 //   rows int64 [N], >= 0: x [N, F] is those rows of a larger matrix, and n of element (r, c) is rows_r * F + c.
 // relu_dropout_bwd(dy, y, p) -> dx:  dx_n = y_n > 0 ? dy_n / (1 - p) : 0
+// elu_dropout(x, rows?, p, seed, step, step_at?) -> y
+//   The same with elu(x_n) = x_n > 0 ? x_n : exp(x_n) - 1. A dropped element is +0, a kept zero -0. NaN stays NaN.
+// elu_dropout_bwd(dy, y, p) -> dx
+//   dx_n = y_n > 0 ? dy_n / (1 - p) : y_n is +0 ? 0 : dy_n (y_n + 1 / (1 - p))
 //
 // masked_linear(x, weight, mask?, bias?, keep?, all_weights) -> y
 //   y = x (W * m * keep)^T + b; x T [N, K], W T [O, K], m A [O, K], keep bool [O, K], b A [O]; y T [N, O].

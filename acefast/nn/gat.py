@@ -203,9 +203,7 @@ class GAT(Network):
             part = graph if blocks is None else blocks[index]
             rows, kept = (part.src_nodes, None) if isinstance(part, Block) else (None, edge_keep)
             noise = 2 * (step * len(self.layers) + index)  # the input's; the attention's is the next one
-            h = dropout(h, p, seed, noise, rows)
+            h = ops.elu_dropout(h, p, seed, noise, rows) if index else dropout(h, p, seed, noise, rows)
             own = part_of(weight_masks, f"layers.{index}."), part_of(weight_keep, f"layers.{index}.")
             h = layer(h, part, edge_mask, kept, *own, seed=seed, step=noise + 1)
-            if index + 1 < len(self.layers):
-                h = torch.nn.functional.elu(h)
         return h

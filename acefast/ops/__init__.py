@@ -10,7 +10,7 @@ from acefast.ops.gen import gen
 from acefast.ops.gumbel_topk import gumbel_topk
 from acefast.ops.masked_adam import AdamSettings, masked_adam
 from acefast.ops.masked_linear import masked_linear
-from acefast.ops.relu_dropout import relu_dropout
+from acefast.ops.relu_dropout import elu_dropout, relu_dropout
 from acefast.ops.sddmm import sddmm
 from acefast.ops.spmm import spmm
 from acefast.ops.topk_mask import topk_mask
@@ -18,6 +18,7 @@ from acefast.ops.topk_mask import topk_mask
 __all__ = [
     "AdamSettings",
     "edge_softmax",
+    "elu_dropout",
     "exchange",
     "gat",
     "gcn_norm",

@@ -49,6 +49,8 @@ SCHEMAS = {
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "relu_dropout": "(Tensor x, Tensor? rows, float p, int seed, int step, Tensor? step_at) -> Tensor",
     "relu_dropout_bwd": "(Tensor dy, Tensor y, float p) -> Tensor",
+    "elu_dropout": "(Tensor x, Tensor? rows, float p, int seed, int step, Tensor? step_at) -> Tensor",
+    "elu_dropout_bwd": "(Tensor dy, Tensor y, float p) -> Tensor",
     "masked_linear": "(Tensor x, Tensor weight, Tensor? mask, Tensor? bias, Tensor? keep, bool all_weights) -> Tensor",
     "masked_linear_bwd": "(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor? keep, bool need_dx, bool need_dw,"
     " bool all_weights) -> (Tensor, Tensor)",

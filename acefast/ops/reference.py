@@ -417,9 +417,41 @@ def random_words(first: int, count: int, seed: int, stream: int | Tensor, device
 
 
 def relu_dropout(x, rows, p, seed, step, step_at):
-    """y = max(x, 0) / (1-p) where the element's random word is at least floor(p 2^32), else 0."""
+    """y = max(x, 0) / (1-p) where the element is kept (`_kept`), else 0."""
+    wide = x.to(accumulator(x.dtype))
+    return torch.where(_kept(x, rows, p, seed, step, step_at) & (x > 0), wide * _scale(p, wide), 0.0).to(x.dtype)
+
+
+def relu_dropout_bwd(dy, y, p):
+    """dx = dy / (1-p) where y > 0, else 0."""
+    wide = dy.to(accumulator(dy.dtype))
+    return torch.where(y > 0, wide * _scale(p, wide), 0.0).to(dy.dtype)
+
+
+def elu_dropout(x, rows, p, seed, step, step_at):
+    """y = elu(x) / (1-p) where the element is kept (`_kept`), else 0; -0 where it is kept and x = 0."""
+    wide = x.to(accumulator(x.dtype))
+    elu = torch.where(x > 0, wide, torch.expm1(wide).copysign(wide.new_tensor(-1.0)))
+    return torch.where(_kept(x, rows, p, seed, step, step_at), elu * _scale(p, wide), 0.0).to(x.dtype)
+
+
+def elu_dropout_bwd(dy, y, p):
+    """dx = 0 where y is +0 (dropped), else dy / (1-p) where y > 0 and dy (y + 1 / (1-p)) where it is not."""
+    wide, out = dy.to(accumulator(dy.dtype)), y.to(accumulator(dy.dtype))
+    scale = _scale(p, wide)
+    dropped = (out == 0) & ~torch.signbit(out)
+    return torch.where(dropped, 0.0, wide * torch.where(out > 0, scale, out + scale)).to(dy.dtype)
+
+
+def _scale(p, like):
+    """1 / (1-p) like the tensor; 0 at p = 1."""
+    return like.new_tensor(1.0 / (1.0 - p) if p < 1.0 else 0.0)
+
+
+def _kept(x, rows, p, seed, step, step_at):
+    """Whether an element's random word is at least floor(p 2^32); none at p = 1."""
     if p >= 1.0:
-        return torch.zeros_like(x)
+        return torch.zeros_like(x, dtype=torch.bool)
     step = step if step_at is None else step_at
     if rows is None:
         word = random_words(0, x.numel(), seed, step, x.device).reshape(x.shape)
@@ -427,9 +459,7 @@ def relu_dropout(x, rows, p, seed, step, step_at):
         width = x.numel() // max(1, x.size(0))
         element = rows.unsqueeze(1) * width + torch.arange(width, device=x.device)
         word = words_of(element, seed, step).reshape(x.shape)
-    alive = (x > 0) & (word >= int(p * 2**32))
-    scaled = x.to(accumulator(x.dtype)) * torch.tensor(1.0 / (1.0 - p), dtype=accumulator(x.dtype))
-    return torch.where(alive, scaled, torch.zeros_like(scaled)).to(x.dtype)
+    return word >= int(p * 2**32)
 
 
 def words_of(element: Tensor, seed: int, stream: int | Tensor) -> Tensor:
@@ -437,14 +467,6 @@ def words_of(element: Tensor, seed: int, stream: int | Tensor) -> Tensor:
     block, stream_words = element // 4, (stream & _U32, (stream >> 32) & _U32)
     words = philox((block & _U32, block >> 32, *stream_words), (seed & _U32, (seed >> 32) & _U32))
     return torch.stack(words, -1).gather(-1, (element % 4).unsqueeze(-1)).squeeze(-1)
-
-
-def relu_dropout_bwd(dy, y, p):
-    """dx = dy / (1-p) where y > 0, else 0."""
-    if p >= 1.0:
-        return torch.zeros_like(dy)
-    scaled = dy.to(accumulator(dy.dtype)) * torch.tensor(1.0 / (1.0 - p), dtype=accumulator(dy.dtype))
-    return torch.where(y > 0, scaled, torch.zeros_like(scaled)).to(dy.dtype)
 
 
 def _masked(weight, mask, keep, dtype):

@@ -1,4 +1,4 @@
-"""relu_dropout: relu then dropout in one pass, with counter-based noise."""
+"""relu_dropout and elu_dropout: activation then dropout in one pass, with counter-based noise."""
 
 import torch
 from torch import Tensor
@@ -20,25 +20,28 @@ def relu_dropout(x: Tensor, p: float, seed: int, step: int | Tensor, rows: Tenso
             elements then have the numbers, and so the noise, that they have there.
     Returns: y like x. Raises InputError for a wrong shape, dtype or value.
     """
+    return _call("relu_dropout", x, p, seed, step, rows)
+
+
+def elu_dropout(x: Tensor, p: float, seed: int, step: int | Tensor, rows: Tensor | None = None) -> Tensor:
+    """y_n = elu(x_n) / (1 - p) where element n is kept, else 0; elu(x) = x above 0, exp(x) - 1 elsewhere (Clevert et al.,
+    ICLR 2016).
+
+    Noise, arguments, result and errors as of :func:`relu_dropout`.
+    """
+    return _call("elu_dropout", x, p, seed, step, rows)
+
+
+def _call(op, x, p, seed, step, rows):
     if not isinstance(x, Tensor) or x.dtype not in checks.FEATURE_DTYPES:
-        raise InputError(f"relu_dropout: x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
-    checks.probability("relu_dropout", "p", p)
-    checks.integer("relu_dropout", "seed", seed, 0, 2**63 - 1)
-    steps = checks.step("relu_dropout", step, x.device)
+        raise InputError(f"{op}: x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    checks.probability(op, "p", p)
+    checks.integer(op, "seed", seed, 0, 2**63 - 1)
+    steps = checks.step(op, step, x.device)
     if rows is not None:
-        checks.vector("relu_dropout", "rows", rows, tuple(x.shape[:1]), torch.int64, x.device)
+        checks.vector(op, "rows", rows, tuple(x.shape[:1]), torch.int64, x.device)
         rows = rows.contiguous()
-    return backend.call("relu_dropout", x.contiguous(), rows, float(p), seed, *steps)
-
-
-@torch.library.register_fake("acefast::relu_dropout")
-def _(x, rows, p, seed, step, step_at):
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("acefast::relu_dropout_bwd")
-def _(dy, y, p):
-    return torch.empty_like(dy)
+    return backend.call(op, x.contiguous(), rows, float(p), seed, *steps)
 
 
 def _save(ctx, inputs, output):
@@ -46,9 +49,21 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(output)
 
 
-def _backward(ctx, dy):
-    (y,) = ctx.saved_tensors
-    return backend.call("relu_dropout_bwd", dy.contiguous(), y, ctx.p), *[None] * 5
+def _register(op):
+    @torch.library.register_fake(f"acefast::{op}")
+    def _(x, rows, p, seed, step, step_at):
+        return torch.empty_like(x)
+
+    @torch.library.register_fake(f"acefast::{op}_bwd")
+    def _(dy, y, p):
+        return torch.empty_like(dy)
+
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return backend.call(f"{op}_bwd", dy.contiguous(), y, ctx.p), *[None] * 5
+
+    backend.register_autograd(op, backward, _save)
 
 
-backend.register_autograd("relu_dropout", _backward, _save)
+_register("relu_dropout")
+_register("elu_dropout")

@@ -97,6 +97,21 @@ inline Vec<A> vexp(Vec<A> x) {
 #endif
 }
 
+// exp(x) - 1 for x <= 0, without its loss of digits near 0; -1 from -64 down, NaN for NaN.
+template <class A>
+inline Vec<A> vexpm1_negative(Vec<A> x) {
+  using C = Consts<A>;
+  using V = Vec<A>;
+  x = vmax<A>(splat(A(-64)), x);
+  const V shifted = x * A(1.442695040888963407) + C::kRound;
+  const V n = shifted - C::kRound;
+  V r = x - n * C::kLn2Hi;
+  r = r - n * C::kLn2Lo;
+  const IntVec<A> k = bits<IntVec<A>>(shifted) - bits<IntVec<A>>(splat(C::kRound));
+  const V power = bits<V>((k + C::kBias) << C::kMantissa);
+  return ((horner(r, C::kExp) * r) * r + r) * power + (power - A(1));
+}
+
 // -inf for 0, inf for inf, NaN below 0. Subnormal arguments count as they are.
 template <class A>
 inline Vec<A> vlog(Vec<A> x) {

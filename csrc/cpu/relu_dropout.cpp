@@ -1,4 +1,7 @@
-// relu_dropout on the CPU: see csrc/ops.h.
+// relu_dropout and elu_dropout on the CPU: see csrc/ops.h.
+#include <cmath>
+
+#include "cpu/exp.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "cpu/random.h"
@@ -9,29 +12,59 @@ namespace {
 constexpr int64_t kPiece = 1 << 14;        // elements per task, a multiple of kWords
 constexpr int kWords = 4 * kPhiloxBlocks;  // words made at once
 
-// y = x > 0 and words >= threshold ? x * scale : 0 for m <= kWords elements.
-template <class T, class A>
+template <class A>
+struct WordsOf {
+  typedef uint32_t type __attribute__((vector_size(4 * kLanesOf<A>)));
+};
+template <class A>
+using Words = typename WordsOf<A>::type;  // a word per lane of Vec<A>
+
+// What acts before the dropout. `value`: of a kept element, times scale; `gradient`: dy times the derivative of that, from
+// the output y, which is 0 where the element was dropped.
+struct Relu {
+  static constexpr const char* kOp = "relu_dropout";
+  template <class A>
+  static Vec<A> value(Vec<A> x, A scale) {
+    return x > A(0) ? x * scale : Vec<A>{};
+  }
+  template <class A>
+  static Vec<A> gradient(Vec<A> dy, Vec<A> y, A scale) {
+    return y > A(0) ? dy * scale : Vec<A>{};
+  }
+};
+
+// A kept zero is written as -0, which tells it from a dropped element.
+struct Elu {
+  static constexpr const char* kOp = "elu_dropout";
+  template <class A>
+  static Vec<A> value(Vec<A> x, A scale) {
+    const Vec<A> below = vexpm1_negative<A>(vmin<A>(Vec<A>{}, x)) * scale;
+    const IntVec<A> sign = (IntVec<A>{} + 1) << (8 * int(sizeof(A)) - 1);
+    return x > A(0) ? x * scale : bits<Vec<A>>(bits<IntVec<A>>(below) | sign);
+  }
+  template <class A>
+  static Vec<A> gradient(Vec<A> dy, Vec<A> y, A scale) {
+    return y > A(0) ? dy * scale : (bits<IntVec<A>>(y) == 0 ? Vec<A>{} : dy * (y + scale));
+  }
+};
+
+// y = words >= threshold ? the activation's value : 0 for m <= kWords elements.
+template <class Activation, class T, class A>
 void forward_block(const T* x, T* y, int64_t m, const uint32_t* words, uint32_t threshold, A scale) {
   constexpr int L = kLanesOf<A>;
-  int64_t i = 0;
-  if constexpr (std::is_same_v<A, float>) {
-    for (; i + L <= m; i += L) {
-      const Vec<float> v = load(x + i);
-      VecU32 w;
-      std::memcpy(&w, words + i, sizeof w);
-      const VecU32 keep = bits<VecU32>(v > 0.f) & bits<VecU32>(w >= threshold);
-      store(y + i, bits<Vec<float>>(bits<VecU32>(v * scale) & keep));
-    }
-  }
-  for (; i < m; ++i) {
-    const A v = A(x[i]);
-    y[i] = T(v > A(0) && words[i] >= threshold ? v * scale : A(0));
+  for (int64_t i = 0; i < m; i += L) {
+    const int n = int(std::min<int64_t>(L, m - i));
+    Words<A> w;
+    std::memcpy(&w, words + i, sizeof w);
+    const Vec<A> v = Activation::template value<A>(n == L ? load(x + i) : load_tail(x + i, n), scale);
+    const Vec<A> out = bits<Vec<A>>(bits<IntVec<A>>(v) & __builtin_convertvector(w >= threshold, IntVec<A>));
+    n == L ? store(y + i, out) : store_tail(y + i, out, n);
   }
 }
 
 // rows of F elements, the first one of row r with the number first(r). Words are made for whole batches of blocks, which
 // may span many short rows.
-template <class T, class First>
+template <class Activation, class T, class First>
 void forward(const T* x, T* y, int64_t rows, int64_t F, const First& first, double p, uint64_t seed, uint64_t step) {
   using A = acc_t<T>;
   if (p >= 1) {
@@ -40,7 +73,7 @@ void forward(const T* x, T* y, int64_t rows, int64_t F, const First& first, doub
   }
   const A scale = A(1.0 / (1.0 - p));
   const uint32_t threshold = drop_threshold(p);
-  uint32_t words[kWords] = {};
+  uint32_t words[kWords + kLanesOf<A>] = {};  // the last lanes' may lie beyond
   uint64_t counters[kPhiloxBlocks] = {};
   struct {
     int64_t at, m;
@@ -50,7 +83,7 @@ void forward(const T* x, T* y, int64_t rows, int64_t F, const First& first, doub
   const auto flush = [&] {
     if (threshold) philox_words(seed, step, [&](int b) { return counters[b]; }, words);
     for (int k = 0; k < count; ++k)
-      forward_block<T, A>(x + parts[k].at, y + parts[k].at, parts[k].m, words + parts[k].word, threshold, scale);
+      forward_block<Activation, T, A>(x + parts[k].at, y + parts[k].at, parts[k].m, words + parts[k].word, threshold, scale);
     blocks = count = 0;
   };
   for (int64_t r = 0; r < rows; ++r) {
@@ -70,23 +103,25 @@ void forward(const T* x, T* y, int64_t rows, int64_t F, const First& first, doub
   flush();
 }
 
-template <class T>
+template <class Activation, class T>
 void backward(const T* dy, const T* y, T* dx, int64_t n, double p) {
   using A = acc_t<T>;
-  using V = Vec<A>;
-  using U = std::conditional_t<std::is_same_v<A, float>, VecU32, VecU64>;
   constexpr int L = kLanesOf<A>;
   const A scale = p < 1 ? A(1.0 / (1.0 - p)) : A(0);
   parallel_range(n, kPiece, [&](int64_t begin, int64_t end) {
     int64_t i = begin;
-    for (; i + L <= end; i += L) store(dx + i, bits<V>(bits<U>(load(dy + i) * scale) & bits<U>(load(y + i) > A(0))));
-    for (; i < end; ++i) dx[i] = T(A(y[i]) > A(0) ? A(dy[i]) * scale : A(0));
+    for (; i + L <= end; i += L) store(dx + i, Activation::template gradient<A>(load(dy + i), load(y + i), scale));
+    if (i == end) return;
+    const int rest = int(end - i);
+    const Vec<A> out = Activation::template gradient<A>(load_tail(dy + i, rest), load_tail(y + i, rest), scale);
+    store_tail(dx + i, out, rest);
   });
 }
 
-Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t seed, int64_t step,
-                    const OptTensor& step_at) {
-  const char* op = "relu_dropout";
+template <class Activation>
+Tensor activation_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t seed, int64_t step,
+                          const OptTensor& step_at) {
+  const char* op = Activation::kOp;
   check(x.is_contiguous(), op, "x is not contiguous");
   check(p >= 0 && p <= 1, op, "p must lie in [0, 1]");
   check(!rows || x.dim() >= 1, op, "x must have rows");
@@ -101,7 +136,7 @@ Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t se
     const T* in = ptr<T>(x);
     T* out = mutable_ptr<T>(y);
     const auto run = [&](int64_t begin, int64_t rows, int64_t F, const auto& first) {
-      forward(in + begin, out + begin, rows, F, first, p, uint64_t(seed), now);
+      forward<Activation>(in + begin, out + begin, rows, F, first, p, uint64_t(seed), now);
     };
     if (!rows) {
       parallel_range(x.numel(), kPiece, [&](int64_t begin, int64_t end) {
@@ -118,8 +153,9 @@ Tensor relu_dropout(const Tensor& x, const OptTensor& rows, double p, int64_t se
   return y;
 }
 
-Tensor relu_dropout_bwd(const Tensor& dy, const Tensor& y, double p) {
-  const char* op = "relu_dropout_bwd";
+template <class Activation>
+Tensor activation_dropout_bwd(const Tensor& dy, const Tensor& y, double p) {
+  const char* op = Activation::kOp;
   check(dy.is_contiguous() && y.is_contiguous(), op, "dy and y must be contiguous");
   check(dy.numel() == y.numel() && dy.scalar_type() == y.scalar_type(), op, "dy must have y's shape and dtype");
   check(p >= 0 && p <= 1, op, "p must lie in [0, 1]");
@@ -127,7 +163,7 @@ Tensor relu_dropout_bwd(const Tensor& dy, const Tensor& y, double p) {
   advise_huge(dx.mutable_data_ptr(), dy.numel() * int64_t(dy.element_size()));
   dispatch_float(op, y.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
-    backward(ptr<T>(dy), ptr<T>(y), mutable_ptr<T>(dx), y.numel(), p);
+    backward<Activation>(ptr<T>(dy), ptr<T>(y), mutable_ptr<T>(dx), y.numel(), p);
   });
   return dx;
 }
@@ -135,8 +171,10 @@ Tensor relu_dropout_bwd(const Tensor& dy, const Tensor& y, double p) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(acefast_native, CPU, m) {
-  m.impl("relu_dropout", TORCH_BOX(&relu_dropout));
-  m.impl("relu_dropout_bwd", TORCH_BOX(&relu_dropout_bwd));
+  m.impl("relu_dropout", TORCH_BOX(&activation_dropout<Relu>));
+  m.impl("relu_dropout_bwd", TORCH_BOX(&activation_dropout_bwd<Relu>));
+  m.impl("elu_dropout", TORCH_BOX(&activation_dropout<Elu>));
+  m.impl("elu_dropout_bwd", TORCH_BOX(&activation_dropout_bwd<Elu>));
 }
 
 }  // namespace acefast

@@ -276,7 +276,8 @@ def test_dense_ops(name):
         h, w, wm = (t.to(device, dtype).requires_grad_() for t in (x, weight, wmask))
         sparse = csr.with_values(csr.value.to(dtype)).to(device)
         dense, bag = ops.masked_linear(h, w, wm, keep=wkeep.to(device)), ops.masked_linear(sparse, w, wm)
-        outputs = (dense, bag, ops.relu_dropout(h, 0.5, 7, 3), ops.relu_dropout(h, 0.5, 7, 3, rows=rows.to(device)))
+        dropouts = [op(h, 0.5, 7, 3, rows=r) for op in (ops.relu_dropout, ops.elu_dropout) for r in (None, rows.to(device))]
+        outputs = (dense, bag, *dropouts)
         total = sum((o * o).sum() for o in outputs)
         return *outputs, *torch.autograd.grad(total, (h, w, wm))
 

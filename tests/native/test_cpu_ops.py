@@ -181,6 +181,13 @@ def test_relu_dropout_of_some_rows_equals_the_reference(dtype, width):
     y = native("relu_dropout")(x, rows, 0.3, 5, 6, None)
     assert torch.equal(y, reference.relu_dropout(x, rows, 0.3, 5, 6, None))
     assert native("relu_dropout")(x[:, :0], rows, 0.3, 5, 6, None).shape == (400, 0)
+    y = native("elu_dropout")(x, rows, 0.3, 5, 6, None)
+    assert_close(y, reference.elu_dropout(x.double(), rows, 0.3, 5, 6, None), dtype)
+    dropped = (y == 0) & ~torch.signbit(y)
+    assert torch.equal(dropped, native("relu_dropout")(torch.ones_like(x), rows, 0.3, 5, 6, None) == 0)
+    assert torch.equal(y[7:93], native("elu_dropout")(x[7:93].contiguous(), rows[7:93], 0.3, 5, 6, None))
+    dy = features(400, 1, dtype).expand(400, width).contiguous()
+    assert_close(native("elu_dropout_bwd")(dy, y, 0.3), reference.elu_dropout_bwd(dy.double(), y.double(), 0.3), dtype)
 
 
 LINEAR_SIZES = [(0, 5, 3), (5, 3, 0), (1, 1, 1), (37, 70, 7), (130, 65, 70), (70, 300, 40), (600, 40, 200)]

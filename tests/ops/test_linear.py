@@ -1,4 +1,4 @@
-"""masked_linear and relu_dropout."""
+"""masked_linear, relu_dropout and elu_dropout."""
 
 import itertools
 
@@ -129,6 +129,42 @@ def test_relu_dropout_is_the_same_on_every_backend(each_backend, dtype, count, p
     dy = torch.randn(count).to(dtype)
     (dx,) = torch.autograd.grad(y, leaf, dy)
     assert torch.equal(dx, reference.relu_dropout_bwd(dy, y.detach(), p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 5, 63, 4099])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_elu_dropout(each_backend, dtype, count, p):
+    x = (3 * torch.randn(count)).to(dtype)
+    x[::7] = 0
+    leaf = x.clone().requires_grad_()
+    y = ops.elu_dropout(leaf, p, 5, 2**40 + 7)
+    kept = ops.relu_dropout(torch.ones_like(x), p, 5, 2**40 + 7) > 0
+    assert torch.equal(y, ops.elu_dropout(leaf, p, 5, torch.tensor([2**40 + 7])))
+    assert torch.equal((y == 0) & ~torch.signbit(y), ~kept)  # a dropped element is +0, a kept zero -0
+    dy = torch.randn(count).to(dtype)
+    (dx,) = torch.autograd.grad(y, leaf, dy)
+    wide = x.double().requires_grad_()
+    exact = torch.nn.functional.elu(wide) * kept / max(1 - p, 1e-9)
+    assert_close(y.detach(), exact.detach(), dtype)
+    assert_close(dx, torch.autograd.grad(exact, wide, dy.double())[0], dtype)
+    assert_close(dx, reference.elu_dropout_bwd(dy, y.detach(), p).double(), dtype)
+
+
+def test_elu_dropout_of_extreme_values(each_backend):
+    nan, inf = float("nan"), float("inf")
+    x = torch.tensor([-inf, -200.0, -17.5, -1e-4, -1e-8, -1e-30, 1e-30, inf, nan] * 5, requires_grad=True)
+    y = ops.elu_dropout(x, 0.0, 0, 0)
+    assert torch.allclose(y, torch.nn.functional.elu(x), rtol=4e-7, atol=0, equal_nan=True)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    slopes = torch.tensor([0, 0, 2.5e-8, 1 - 1e-4, 1, 1, 1, 1, nan] * 5)
+    assert torch.allclose(dx, slopes, atol=6e-8, equal_nan=True)
+    wide = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: ops.elu_dropout(t, 0.4, 3, 5), (wide,))
+    torch.library.opcheck(torch.ops.acefast.elu_dropout, (wide, torch.arange(5), 0.4, 3, 5, None))
+    torch.library.opcheck(torch.ops.acefast.elu_dropout_bwd, (wide.detach(), wide.detach(), 0.4))
+    with pytest.raises(InputError, match="elu_dropout: x must be a floating-point tensor"):
+        ops.elu_dropout(torch.ones(3, dtype=torch.int32), 0.5, 0, 0)
 
 
 def test_relu_dropout_keeps_the_stated_fraction(each_backend):

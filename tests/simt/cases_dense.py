@@ -41,6 +41,20 @@ def test_relu_dropout_of_some_rows(dtype):
     assert torch.equal(some, every[rows])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elu_dropout(dtype):
+    generator = torch.Generator().manual_seed(8)
+    for shape, p, prepare in itertools.product(((0,), (5,), (37, 41), (40, 64)), (0.0, 0.3, 1.0), (lambda t: t, unaligned)):
+        x, dy = (prepare((3 * torch.randn(shape, generator=generator)).to(dtype)) for _ in range(2))
+        x.view(-1)[::7] = 0
+        for rows in (None, torch.randint(0, 2**40, shape[:1], generator=generator)):
+            y = run("elu_dropout", x, rows, p, 3, 2**40 + 7, None)
+            expected = reference.elu_dropout(x, rows, p, 3, 2**40 + 7, None)
+            assert torch.equal(torch.signbit(y), torch.signbit(expected)) and torch.equal(y == 0, expected == 0)
+            assert_close(y, reference.elu_dropout(x.double(), rows, p, 3, 2**40 + 7, None), dtype)
+            assert_close(run("elu_dropout_bwd", dy, y, p), reference.elu_dropout_bwd(dy.double(), y.double(), p), dtype)
+
+
 def parameters(outputs, inputs, dtype, chosen, generator):
     acc = torch.float64 if dtype == torch.float64 else torch.float32
 

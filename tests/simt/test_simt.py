@@ -15,7 +15,7 @@ CASES = {
     "cases_graph.py": ("spmm", "sddmm", "gcn_norm"),
     "cases_attention.py": ("gat", "edge_softmax", "spmm_max"),
     "cases_gen.py": ("gen",),
-    "cases_dense.py": ("relu_dropout", "masked_linear", "masked_adam"),
+    "cases_dense.py": ("relu_dropout", "elu_dropout", "masked_linear", "masked_adam"),
     "cases_selection.py": ("topk_mask", "topk_mask_out", "gumbel_topk", "exchange"),
 }
 
