@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from acefast.csr import CSR
 from acefast.errors import InputError
 
 
@@ -49,11 +50,27 @@ class KeptWeights:
                 self._places[turned] = self._columns * outputs + rows if turned else rows * inputs + self._columns
         return self._places[turned]
 
+    def tiled(self, x: CSR) -> bool:
+        """Whether products with x are made for as many rows of it at once as a vector has lanes, going by kept weights."""
+        costs = _costs(self.out.numel(), self.shape, x)
+        return costs["tiled"] < costs["lists"]
+
     @staticmethod
-    def pays(keep: Tensor) -> bool:
-        """Whether products with a sparse x by lists of the kept weights of `keep` are faster than dense ones. On the CPU an
-        entry of x costs about 8 ns and 1 ns for each kept weight of its column by lists, 0.05 ns for each output by vectors
-        (measured with AVX-512 at 256 and 512 outputs); no other device has a kernel for the lists."""
-        if keep.device.type != "cpu" or not keep.numel():
+    def pays(keep: Tensor, x: CSR) -> bool:
+        """Whether products with x by lists of the kept weights of `keep` are faster than dense ones, on the CPU; no other
+        device has a kernel for the lists. What tiles save must also outweigh the gradient, which has none."""
+        if keep.device.type != "cpu" or not keep.numel() or not x.nnz:
             return False
-        return int(keep.sum()) / keep.numel() < 0.05 - 8 / keep.size(0)
+        costs = _costs(int(keep.sum()), keep.shape, x)
+        return costs["lists"] < costs["dense"] or 1.25 * costs["tiled"] < costs["dense"]
+
+
+def _costs(kept: int, shape: torch.Size, x: CSR) -> dict[str, float]:
+    """Nanoseconds that a row of the product takes each way (measured with AVX-512 at 128 to 512 outputs)."""
+    outputs, inputs = shape
+    entries = x.nnz / max(1, x.shape[0])
+    return {
+        "dense": entries * 0.05 * outputs,
+        "lists": entries * (8 + kept / max(1, inputs)),
+        "tiled": entries + 0.05 * inputs + 0.25 * outputs + 0.037 * kept,
+    }

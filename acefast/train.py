@@ -234,6 +234,7 @@ class _Ahead:
     def _epoch(self) -> None:
         task, training = self.task, self.training
         self.model.train()
+        training.way.renew()  # a replay finds nothing that the epoch before it made
         loss = task.loss(training.way.outputs("train", self.number), "train")
         training.way.step(loss)
         self.model.eval()
@@ -276,8 +277,8 @@ class _Straightforward:
 
     ``tracked``: the tensors that training changes; ``moments()``, those of the optimiser besides. ``masks()``: the soft masks as
     they are. ``step(loss)`` takes one step; ``outputs(split, epoch)``, those at the nodes that the task needs of a split;
-    ``show_tracked()`` lets the model follow after ``tracked`` was written; ``finish()`` gives (masks, weights) and leaves the
-    weights in the model.
+    ``renew()`` forgets what an earlier call of it made of masks that are still the same; ``show_tracked()`` lets the model
+    follow after ``tracked`` was written; ``finish()`` gives (masks, weights) and leaves the weights in the model.
     """
 
     def __init__(self, model, data, task, schedule, start, pattern, masks, seed):
@@ -325,6 +326,9 @@ class _Straightforward:
     def show_tracked(self) -> None:
         pass  # the model reads the tracked tensors themselves
 
+    def renew(self) -> None:
+        pass  # nothing outlives a call
+
     def finish(self):
         return self.masks(), {name: t.detach().clone() for name, t in (self.parameters | self.buffers).items()}
 
@@ -351,7 +355,7 @@ class _Fast:
                 p.data = start[name].clone()
                 self.trained[name] = p
                 if isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features:  # meets sparse features
-                    if isinstance(model, Network) and name in keeps and KeptWeights.pays(keeps[name]):
+                    if isinstance(model, Network) and name in keeps and KeptWeights.pays(keeps[name], data.x):
                         kept = self.lists[name] = KeptWeights(keeps[name])
                         kept.values = self.trained[name] = torch.nn.Parameter(kept.listed(p))
                     else:  # it lies transposed, so that it is gathered row by row
@@ -375,39 +379,56 @@ class _Fast:
         self.optimizer = MaskedAdam([group for group in groups if group["params"]])
         self.leaves = [*self.trained.values(), *([] if self.edge_mask is None else [self.edge_mask])]
         self.tracked = [t for leaf in self.leaves for t in self.optimizer.factors(leaf)] + list(self.buffers.values())
-        self.parts = {}
+        self.parts, self.of_edges = {}, {}
 
     def outputs(self, split: str, epoch: int | Tensor = 0) -> Tensor:
         if split not in self.parts:
             self.parts[split] = self._part(self.nodes[split])
         blocks, x, nodes = self.parts[split]
-        return at(self.model(self.data.graph, x, *self.inputs, self.seed, epoch, **blocks), nodes)
+        own = self._edge_arguments(blocks) | ({} if blocks is None else {"blocks": blocks})
+        return at(self.model(self.data.graph, x, *self.inputs, self.seed, epoch, **own), nodes)
 
     def _part(self, nodes: Tensor | None):
-        """(the model's argument blocks, x, rows of its outputs, None for all) for the outputs at these nodes."""
-        graph, x = self.data.graph, self.data.x
-        if nodes is None:
-            return {}, x, None
-        neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()
-        if not hasattr(self.model, "blocks") or neighbours >= graph.num_dst:
-            return {}, x, nodes
-        blocks = self.model.blocks(graph, nodes, self.inputs[1])
+        """(blocks, x, rows of the model's outputs, each None for all) for the outputs at these nodes."""
+        graph, x, blocks = self.data.graph, self.data.x, None
+        if nodes is not None:
+            neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()
+            if hasattr(self.model, "blocks") and neighbours < graph.num_dst:
+                blocks = self.model.blocks(graph, nodes, self.inputs[1])
         if blocks is None:
-            return {}, x, nodes
+            return None, x, nodes
         rows = blocks[0].src_nodes
         own = rows if x is None else x.take(rows) if isinstance(x, CSR) else x[rows]
-        return {"blocks": blocks}, own, None
+        return blocks, own, None
+
+    def _edge_arguments(self, blocks) -> dict:
+        """What the model makes of the edges and their mask, of all of which blocks are parts: once for each state of the mask,
+        so that an evaluation shares it with the step that follows, which then goes back through it."""
+        if not hasattr(self.model, "edge_arguments"):
+            return {}
+        kind = blocks is None
+        if kind not in self.of_edges:
+            with torch.enable_grad():
+                self.of_edges[kind] = self.model.edge_arguments(self.data.graph, *self.inputs[:2], blocks)
+        return self.of_edges[kind]
+
+    def renew(self) -> None:
+        """Forget what was made of a mask."""
+        if self.edge_mask is not None:
+            self.of_edges.clear()
 
     def step(self, loss: Tensor) -> None:
         for leaf in self.leaves:
             leaf.grad = None
         loss.backward()
+        self.renew()
         self.optimizer.update()
 
     def moments(self) -> list[Tensor]:
         return self.optimizer.moments()
 
     def show_tracked(self) -> None:
+        self.renew()
         for leaf in self.leaves:
             theta, *mask = self.optimizer.factors(leaf)
             leaf.copy_(self.optimizer.expand(leaf, theta * mask[0] if mask else theta))

@@ -170,6 +170,12 @@ class GCN(Network):
         """The part of the graph that the logits of ``nodes`` depend on, a block for each layer."""
         return self.layers[0].blocks(graph, nodes, len(self.layers), edge_keep)
 
+    def edge_arguments(self, graph: Graph, edge_mask=None, edge_keep=None, blocks: list[Block] | None = None) -> dict:
+        """The arguments of ``forward`` that are made of edges and their masks alone, the same for equal masks."""
+        first = self.layers[0]
+        make = first.coefficients if blocks is None else first.entries
+        return {"coefficients": make(graph, edge_mask, edge_keep)}
+
     def compact(self, graph: Graph, edge_keep: Tensor) -> tuple[Graph, dict]:
         """The smaller graph and its coefficients, those that the kept edges have in the whole one."""
         c, c_self = self.layers[0].coefficients(graph, None, edge_keep)
@@ -205,16 +211,14 @@ class GCN(Network):
         seed: int = 0,
         step: int | Tensor = 0,
         blocks: list[Block] | None = None,
-        coefficients: tuple[Tensor | None, Tensor | None] | None = None,
+        coefficients: tuple[Tensor | None, Tensor | None] | Tensor | None = None,
     ) -> Tensor:  # logits [N, out_channels]
         """With ``blocks`` of the same graph and edge_keep, x has the rows of the first one's sources and the logits are those
-        of the last one's destinations: the same numbers as those rows without. ``coefficients``: those of the layers, where
-        they are known."""
-        first = self.layers[0]
-        if blocks is None:
-            shared = first.coefficients(graph, edge_mask, edge_keep) if coefficients is None else coefficients
-        else:
-            shared = first.entries(graph, edge_mask, edge_keep)
+        of the last one's destinations: the same numbers as those rows without. ``coefficients``: what ``edge_arguments`` or
+        ``compact`` gave, made here unless given."""
+        shared = coefficients
+        if shared is None:
+            shared = self.edge_arguments(graph, edge_mask, edge_keep, blocks)["coefficients"]
         h = self.given(x)
         for index, layer in enumerate(self.layers):
             if index:

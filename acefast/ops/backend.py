@@ -56,7 +56,8 @@ SCHEMAS = {
     " bool all_weights) -> (Tensor, Tensor)",
     "masked_linear_csr": f"({_CSR}, Tensor weight, Tensor? mask, Tensor? bias, Tensor? keep, bool all_weights) -> Tensor",
     "masked_linear_csr_bwd": f"({_CSR}, Tensor dy, Tensor weight, Tensor? mask, Tensor? keep, bool all_weights) -> Tensor",
-    "masked_linear_kept": f"({_CSR}, Tensor weight, Tensor ptr, Tensor out, Tensor place, Tensor? bias, int outputs) -> Tensor",
+    "masked_linear_kept": f"({_CSR}, Tensor weight, Tensor ptr, Tensor out, Tensor place, Tensor? bias, int outputs,"
+    " bool tiled) -> Tensor",
     "masked_linear_kept_bwd": f"({_CSR}, Tensor dy, Tensor weight, Tensor ptr, Tensor out, Tensor place) -> Tensor",
     "topk_mask": "(Tensor[] scores, int k, Tensor[]? alive, bool largest, bool magnitude) -> (Tensor[], Tensor)",
     "topk_mask_out": "(Tensor[] scores, int k, Tensor[]? alive, bool largest, bool magnitude, Tensor(a!)[] out) -> Tensor",

@@ -53,8 +53,9 @@ def masked_linear(
             turned = None
     if sparse and mask is None and kept is not None:
         flat = kept.values if turned is None else weight.t().reshape(-1) if turned else weight.reshape(-1)
+        lists = (kept.ptr, kept.out, kept.places(turned))
         return backend.call(
-            "masked_linear_kept", x.rowptr, x.col, x.value, *x.transpose_arrays(), flat, kept.ptr, kept.out, kept.places(turned), bias, shape[0]
+            "masked_linear_kept", x.rowptr, x.col, x.value, *x.transpose_arrays(), flat, *lists, bias, shape[0], kept.tiled(x)
         )
     if sparse and mask is None and keep is None and x.dtype == acc and turned:
         y = backend.call("spmm", *x.graph().arrays, weight.t(), x.value, None, None, None, None, False)
@@ -131,7 +132,7 @@ def _csr_backward(ctx, dy):
 
 
 @torch.library.register_fake("acefast::masked_linear_kept")
-def _(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias, outputs):
+def _(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias, outputs, tiled):
     return value.new_empty(rowptr.size(0) - 1, outputs)
 
 
@@ -141,7 +142,7 @@ def _(rowptr, col, value, colptr, row, cvalue, dy, weight, ptr, out, place):
 
 
 def _kept_save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:-1])
+    ctx.save_for_backward(*inputs[:-2])
 
 
 def _kept_backward(ctx, dy):
@@ -149,7 +150,7 @@ def _kept_backward(ctx, dy):
     dw = None
     if ctx.needs_input_grad[6]:
         dw = backend.call("masked_linear_kept_bwd", *arrays, dy.contiguous(), weight, ptr, out, place)
-    return *[None] * 6, dw, None, None, None, _bias_gradient(dy, bias, ctx.needs_input_grad[10]), None
+    return *[None] * 6, dw, None, None, None, _bias_gradient(dy, bias, ctx.needs_input_grad[10]), None, None
 
 
 backend.register_autograd("masked_linear_kept", _kept_backward, _kept_save)

@@ -517,7 +517,7 @@ def masked_linear_csr_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, m
     return masked_linear_bwd(dy, x, weight, mask, keep, False, True, all_weights)[1]
 
 
-def masked_linear_kept(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias, outputs):
+def masked_linear_kept(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias, outputs, tiled):
     """y = x W^T + b, W holding weight[place_e] at (out_e, column of e) and 0 elsewhere."""
     dtype = accumulator(value.dtype)
     columns = ptr.numel() - 1

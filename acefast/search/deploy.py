@@ -72,13 +72,13 @@ def _prepare(model: Network, x: Tensor | CSR, keeps: dict[str, Tensor]):
     if not isinstance(x, CSR):
         return x, None, {**given, name: keeps[name]}
     columns = keeps[name].any(0)
-    keep = keeps[name][:, columns]
+    keep, features = keeps[name][:, columns], x.columns(columns)
     first.weight = torch.nn.Parameter(first.weight[:, columns].t().contiguous().t(), requires_grad=False)
     first.in_features = keep.size(1)
-    if KeptWeights.pays(keep):
+    if KeptWeights.pays(keep, features):
         given[name] = KeptWeights(keep)
         given[name].values = given[name].listed(first.weight)
-    return x.columns(columns), columns, given
+    return features, columns, given
 
 
 def compact(

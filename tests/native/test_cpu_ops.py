@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from acefast import CSR, Graph
+from acefast.kept import KeptWeights
 from acefast.ops import backend, reference
 from tests.inputs import TOLERANCE, assert_close, edge_sets, graphs
 
@@ -188,6 +189,20 @@ def test_relu_dropout_of_some_rows_equals_the_reference(dtype, width):
     assert torch.equal(y[7:93], native("elu_dropout")(x[7:93].contiguous(), rows[7:93], 0.3, 5, 6, None))
     dy = features(400, 1, dtype).expand(400, width).contiguous()
     assert_close(native("elu_dropout_bwd")(dy, y, 0.3), reference.elu_dropout_bwd(dy.double(), y.double(), 0.3), dtype)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (1, 1, 1), (16, 30, 16), (37, 70, 7), (301, 500, 130), (40, 8, 257)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_masked_linear_kept_by_tiles_and_by_lists(dtype, shape):
+    N, K, O = shape
+    x = CSR.from_dense(torch.where(kept((N, K), 0.2, 6), features(N, K, dtype), 0))
+    for share, bias in itertools.product((-1.0, 0.03, 0.5), (None, torch.randn(O, dtype=reference.accumulator(dtype)))):
+        lists = KeptWeights(kept((O, K), share))
+        values = lists.listed(features(O, K, dtype))
+        arguments = (x.rowptr, x.col, x.value, *x.transpose_arrays(), values, lists.ptr, lists.out, lists.places(None), bias, O)
+        one, two = (native("masked_linear_kept")(*arguments, tiled) for tiled in (False, True))
+        assert_close(one, reference.masked_linear_kept(*wide(arguments), False), dtype)
+        assert torch.equal(one, two)
 
 
 LINEAR_SIZES = [(0, 5, 3), (5, 3, 0), (1, 1, 1), (37, 70, 7), (130, 65, 70), (70, 300, 40), (600, 40, 200)]

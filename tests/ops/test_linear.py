@@ -256,15 +256,17 @@ def test_autocast_region_does_not_narrow_the_product(each_backend):
     assert_close(y, x.double() @ weight.double().T, torch.float32)
 
 
+@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_listed_weights_equal_the_dense_product(each_backend, dtype, share, turned):
+def test_listed_weights_equal_the_dense_product(each_backend, dtype, share, turned, tiled, monkeypatch):
+    monkeypatch.setattr(KeptWeights, "tiled", lambda self, x: tiled)
     generator = torch.Generator().manual_seed(8)
     dense = torch.randn(30, 50, generator=generator).double() * (torch.rand(30, 50, generator=generator) < 0.2)
     keep = torch.rand(24, 50, generator=generator) < share
     kept = KeptWeights(keep)
-    assert kept.shape == keep.shape and not KeptWeights.pays(keep)  # 24 outputs are too few for lists
+    assert kept.shape == keep.shape
     weight = torch.randn(24, 50, generator=generator).to(dtype)
     weight = (weight.t().contiguous().t() if turned else weight).requires_grad_()
     bias = torch.randn(24, generator=generator, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -296,7 +298,7 @@ def test_listed_weights_gradcheck_opcheck_and_refusals(each_backend):
     assert torch.autograd.gradcheck(lambda w, b: ops.masked_linear(x, w, bias=b, keep=kept), (weight, bias))
     arrays = (x.rowptr, x.col, x.value, *x.transpose_arrays())
     listed = (weight.detach().flatten(), kept.ptr, kept.out, kept.places(False))
-    torch.library.opcheck(torch.ops.acefast.masked_linear_kept, (*arrays, *listed, bias.detach(), 4))
+    torch.library.opcheck(torch.ops.acefast.masked_linear_kept, (*arrays, *listed, bias.detach(), 4, False))
     torch.library.opcheck(torch.ops.acefast.masked_linear_kept_bwd, (*arrays, torch.randn(6, 4).double(), *listed))
     with pytest.raises(InputError, match=r"keep must be bool \[O, K\]"):
         KeptWeights(torch.ones(4, 5))
@@ -305,6 +307,13 @@ def test_listed_weights_gradcheck_opcheck_and_refusals(each_backend):
 
 
 def test_lists_pay_where_few_of_many_weights_are_kept():
-    few = torch.zeros(512, 10, dtype=torch.bool)
-    few[0] = True
-    assert KeptWeights.pays(few) and not KeptWeights.pays(~few) and not KeptWeights.pays(few[:, :0])
+    def keep(share, *shape):
+        return torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
+
+    bag, dense = (CSR.from_dense(keep(share, 40, 500).float()) for share in (0.02, 0.1))
+    cases = ((bag, 0.01, True, False), (bag, 0.2, False, False), (dense, 0.035, True, True), (dense, 0.2, False, True))
+    for x, share, pays, tiled in cases:
+        pattern = keep(share, 256, 500)
+        assert KeptWeights.pays(pattern, x) == pays and KeptWeights(pattern).tiled(x) == tiled
+    assert not KeptWeights.pays(keep(0.1, 256, 0), CSR.from_dense(torch.zeros(3, 0)))
+    assert not KeptWeights.pays(keep(0.1, 4, 5), CSR.from_dense(torch.zeros(3, 5)))

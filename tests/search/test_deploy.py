@@ -62,7 +62,7 @@ def test_a_wide_network_is_the_sum_of_its_parts(tiny, monkeypatch, bias):
 def test_few_kept_weights_are_lists(tiny, monkeypatch):
     run = acefast.find_ticket(tiny, "gcn", "ugs", rounds=1, prune_weights=0.9, **SHORT)
     expected = compact(run.ticket(1), tiny)()
-    monkeypatch.setattr("acefast.kept.KeptWeights.pays", lambda keep: True)
+    monkeypatch.setattr("acefast.kept.KeptWeights.pays", lambda keep, x: True)
     network = compact(run.ticket(1), tiny)
     name = "layers.0.lin.weight"
     assert network.inputs[0][2][name].values.numel() == int(run.ticket(1).weight_keep[name].sum())

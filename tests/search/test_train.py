@@ -150,7 +150,7 @@ def test_the_fast_way_is_the_straightforward_one(monkeypatch, backbone, share, f
         for name, p in model.named_parameters():
             assert torch.equal(p, fits[-1].weights[name]) and p.is_contiguous()
     one, two = fits
-    assert len(losses[0]) == 50 and KeptWeights.pays(pattern.weights["layers.0.lin.weight"]) == (share == 0.01)
+    assert len(losses[0]) == 50 and KeptWeights.pays(pattern.weights["layers.0.lin.weight"], data.x) == (share == 0.01)
     assert torch.allclose(*(torch.tensor(values) for values in losses), rtol=1e-5, atol=1e-6)
     assert (one.val, one.test, one.best_epoch) == (two.val, two.test, two.best_epoch)
     assert one.val_loss == pytest.approx(two.val_loss, rel=1e-5)

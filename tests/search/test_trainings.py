@@ -239,7 +239,7 @@ def test_a_training_goes_on_from_any_epoch_to_the_bit(backbone, hidden, share, f
     full = Pattern.full(DATA.graph.num_edges, model.maskable())
     pattern = full.map(lambda t: torch.rand(t.shape, generator=draw) < share)
     if hidden == 512:
-        assert KeptWeights.pays(pattern.weights["layers.0.lin.weight"])
+        assert KeptWeights.pays(pattern.weights["layers.0.lin.weight"], DATA.x)
     schedule, stops = Schedule(12, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s2=1e-3), {}
 
     def fit(on_start=None, on_epochs=None):
