@@ -30,7 +30,6 @@ from bench.harness import environment, status_bytes, timed
 from tests.inputs import REPOSITORY, data_folder
 
 TURNS = 5  # timings of each implementation and phase
-RUNG = 15  # whose epochs are timed beside those of rung 0
 QUICK = dict(rounds=2, hidden=16, mask_epochs=6, fix_epochs=6, ace_epochs=2, ace_rounds=2)
 
 
@@ -85,7 +84,7 @@ def measure(options: argparse.Namespace) -> int:
             row["search"] = in_a_fresh_process(whole_search, settings, folder, options.capture)
             print_search(row)
         if options.phases:
-            row |= in_a_fresh_process(time_phases, settings, options.epochs, options.peer, options.capture)
+            row["phases"] = in_a_fresh_process(time_phases, settings, options.epochs, options.peer, options.capture)
             row |= totals(row)
             print_phases(row)
         rows.append(row)
@@ -197,13 +196,13 @@ def search_epochs(config: SearchConfig) -> dict[str, int]:
     return {**epochs, "retrain": c.rounds * c.fix_epochs}
 
 
-def time_phases(settings: dict, epochs: int, with_peer: bool, captured: bool) -> dict[str, list[dict]]:
-    """phases: milliseconds of an epoch in each phase, TURNS times `epochs` epochs of acefast as the search calls them, and in
-    between `epochs` / TURNS epochs of the peer; density: of acefast alone, rung RUNG beside rung 0."""
+def time_phases(settings: dict, epochs: int, with_peer: bool, captured: bool) -> list[dict]:
+    """Milliseconds of an epoch in each phase: TURNS times `epochs` epochs of acefast as the search calls them, and in between
+    `epochs` / TURNS epochs of the peer."""
     if not captured:
         one_by_one()
     config = resolve_config(**settings)
-    rows, density = [], []
+    rows = []
     print(f"{config.dataset}: timing {epochs} epochs of each training, {TURNS} times" + with_peer * " and the peer's once", flush=True)
 
     def measure(search, state):
@@ -211,35 +210,10 @@ def time_phases(settings: dict, epochs: int, with_peer: bool, captured: bool) ->
         for phase, count in search_epochs(config).items():
             rows.append({"phase": phase, "epochs": count, **timings(*phases[phase], epochs, config.device)})
             print_phase(config.dataset, rows[-1])
-        density.extend(by_density(search, state, epochs))
 
     short = settings | dict(rounds=1, mask_epochs=epochs, fix_epochs=epochs, ace_epochs=epochs)
     # A method of our own, so that data, network and trainings are exactly the search's; its dense baseline warms up.
     run_search(load_data(config), resolve_config(**short), method=lambda _: [("phases", measure), ("retrain", stages.retrain)])
-    return {"phases": rows, "density": density}
-
-
-def by_density(search, state, epochs: int) -> list[dict]:
-    """Milliseconds of an epoch of training masks and of retraining with all elements kept and with as many as at rung RUNG,
-    drawn at random: medians of TURNS turns, in which both follow each other, and of the turns' ratios."""
-    config, full = search.config, search.full()
-    uniform = SoftMasks.init(full, 0.5, search.make("density"))
-    shares = {axis: 1 - (1 - getattr(config, f"prune_{axis}")) ** RUNG for axis in search.axes}
-    patterns, rows = (full, prune(full, uniform, shares)), []
-    for phase, call in (
-        ("imp", lambda pattern: search.train_masks(state, "density", "density", pattern, config.mask_epochs)),
-        ("retrain", lambda pattern: search.retrain(state, "density", pattern)),
-    ):
-        turns = []
-        for _ in range(TURNS + 1):  # the first one warms up
-            turns.append([1e3 * timed(lambda p=pattern: call(p), config.device) / epochs for pattern in patterns])
-        dense, sparse = zip(*turns[1:], strict=True)
-        ratio = statistics.median(b / a for a, b in turns[1:])
-        rows.append({"phase": phase, "dense_ms": statistics.median(dense), "sparse_ms": statistics.median(sparse), "ratio": ratio})
-        print(
-            f"{config.dataset}: an epoch of {phase:<10} rung 0 {rows[-1]['dense_ms']:.2f} ms, rung {RUNG} "
-            f"{rows[-1]['sparse_ms']:.2f} ms: {ratio:.2f} of it", flush=True,
-        )  # fmt: skip
     return rows
 
 

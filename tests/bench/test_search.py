@@ -90,8 +90,6 @@ def test_a_quick_benchmark_becomes_figures_and_pictures(tmp_path, capfd, monkeyp
     whole, phases = row["search"], row["phases"]
     assert [phase["phase"] for phase in phases] == ["dense", "imp", "retained", "complement", "retrain"]
     assert whole["epochs"] == sum(phase["epochs"] for phase in phases) == 6 + 2 * (6 + 3 * 2 + 2 * 2 + 6)
-    assert [part["phase"] for part in row["density"]] == ["imp", "retrain"]
-    assert all(min(part[name] for name in ("dense_ms", "sparse_ms", "ratio")) > 0 for part in row["density"])
     assert set(whole["stage_s"]) == {"dense", "imp", "ace", "candidate", "retrain", "other"}
     assert sum(whole["stage_s"].values()) == pytest.approx(whole["total_s"]) and min(whole["stage_s"].values()) > 0
     assert 100 * 2**20 < whole["peak_bytes"] < 4 * 2**30
