@@ -137,8 +137,8 @@
 // masked_linear_kept(rowptr, col, value, colptr, row, cvalue, weight, ptr, out, place, bias?, outputs, tiled) -> y
 //   The same for a weight of which few entries exist, listed by column: y = x W^T + b with W [O, K], O = outputs, holding
 //   weight[place_e] at (out_e, k) for ptr_k <= e < ptr_(k+1), 0 elsewhere. weight T [M] in any memory order; ptr int64
-//   [K + 1]; out int32 [P], in [0, O), ascending within a column; place int64 [P], in [0, M), no number twice. tiled: goes by kept weights in place of entries
-//   of x, which then count as the zeros that they are where they are absent.
+//   [K + 1]; out int32 [P], in [0, O), ascending within a column; place int64 [P], in [0, M), no number twice.
+//   tiled: goes by kept weights in place of entries of x; absent entries then count as the zeros that they are.
 // masked_linear_kept_bwd(rowptr, col, value, colptr, row, cvalue, dy, weight, ptr, out, place) -> dw T [M]
 //   dw[place_e] = sum over n of dy[n, out_e] x[n, k]; 0 elsewhere.
 //
