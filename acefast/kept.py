@@ -1,5 +1,7 @@
 """The pattern of a pruned weight, prepared once for many products."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class KeptWeights:
         torch.cumsum(torch.bincount(columns, minlength=keep.size(1)), 0, out=self.ptr[1:])
         self._columns = columns
         self._places: dict[bool | None, Tensor] = {}
+        self._tiled: WeakKeyDictionary[CSR, bool] = WeakKeyDictionary()
 
     @property
     def shape(self) -> torch.Size:
@@ -52,8 +55,10 @@ class KeptWeights:
 
     def tiled(self, x: CSR) -> bool:
         """Whether products with x are made for as many rows of it at once as a vector has lanes, going by kept weights."""
-        costs = _costs(self.out.numel(), self.shape, x)
-        return costs["tiled"] < costs["lists"]
+        if x not in self._tiled:
+            costs = _costs(self.ptr.diff(), self.shape[0], x)
+            self._tiled[x] = costs["tiled"] < costs["lists"]
+        return self._tiled[x]
 
     @staticmethod
     def pays(keep: Tensor, x: CSR) -> bool:
@@ -61,16 +66,17 @@ class KeptWeights:
         device has a kernel for the lists. What tiles save must also outweigh the gradient, which has none."""
         if keep.device.type != "cpu" or not keep.numel() or not x.nnz:
             return False
-        costs = _costs(int(keep.sum()), keep.shape, x)
+        costs = _costs(keep.sum(0), keep.size(0), x)
         return costs["lists"] < costs["dense"] or 1.25 * costs["tiled"] < costs["dense"]
 
 
-def _costs(kept: int, shape: torch.Size, x: CSR) -> dict[str, float]:
-    """Nanoseconds that a row of the product takes each way (measured with AVX-512 at 128 to 512 outputs)."""
-    outputs, inputs = shape
+def _costs(kept: Tensor, outputs: int, x: CSR) -> dict[str, float]:
+    """Nanoseconds that a row of the product takes each way (measured with AVX-512 at 128 to 512 outputs); kept [K]: the kept
+    weights of each column. Columns that many rows of x have keep more of them than others, where a search chose."""
     entries = x.nnz / max(1, x.shape[0])
+    met = float((kept * x.graph().colptr.diff()).sum()) / max(1, x.shape[0])  # kept weights that a row's entries meet
     return {
         "dense": entries * 0.05 * outputs,
-        "lists": entries * (8 + kept / max(1, inputs)),
-        "tiled": entries + 0.05 * inputs + 0.25 * outputs + 0.037 * kept,
+        "lists": entries * 8 + met,
+        "tiled": entries + 0.05 * kept.numel() + 0.25 * outputs + 0.037 * float(kept.sum()),
     }

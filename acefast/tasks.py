@@ -5,8 +5,8 @@ A task is made of a Dataset and the seed of a training:
     nodes                          {split: the nodes whose outputs the split is about, int64 [n], all different; None: all N}
     loss(outputs, split, epoch)    scalar, differentiable
     metric(outputs, split)         the data set's metric, a fraction, larger is better
-    capturable                     whether an epoch of it may be captured in a CUDA graph: what it computes waits for no value
-                                   and is the same in each epoch; it then has
+    capturable                     whether an epoch of it may be captured in a CUDA graph or recorded: what it computes waits
+                                   for no value and is the same in each epoch; it then has
     score(outputs, split)          the metric as a float64 [] on the device
 
 outputs [n, C]: the model's at these nodes, in their order; split: train, val or test.

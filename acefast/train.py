@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acefast.capture import CudaCapture, capture_on
+from acefast.capture import CudaCapture, Recording, capture_on
 from acefast.csr import CSR
 from acefast.data import Dataset
 from acefast.errors import InputError
@@ -89,9 +89,10 @@ def train(
     and a model with ``blocks`` (see ``acefast.nn.GCN``) is run on the part of the graph that the outputs asked for depend on.
     ``until(masks)``, called after each epoch with the soft masks, ends the training by True; the epoch at which it ended, the
     last one at the latest, then takes the place of the best one.
-    On CUDA a fast training whose task and model are ``capturable``, evaluated after each epoch and without ``until``, captures
-    an epoch in a CUDA graph and replays it, ``AHEAD`` epochs or about ``SECONDS`` at a time, before the host looks at what
-    came out. The same Fit.
+    A fast training whose task and model are ``capturable``, evaluated after each epoch and without ``until``, spares Python
+    after the first epochs. On CUDA it captures one in a CUDA graph and replays it, ``AHEAD`` epochs or about ``SECONDS`` at a
+    time, before the host looks at what came out; on the CPU it records the ops of one and calls them again
+    (``acefast.capture.Recording``). The same Fit.
     Without ``fast`` the same numbers, up to rounding, come the straightforward way: masks as further parameters of
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
@@ -101,11 +102,14 @@ def train(
     if on_start is not None:
         on_start(training)
     capturable = task.capturable and getattr(model, "capturable", False) and schedule.evaluate_every == 1
-    capture = capture_on(data.device) if fast and until is None and capturable else None
-    if capture is None:
+    waits = until is not None or not (fast and capturable)
+    capture = None if waits else capture_on(data.device)
+    if capture is not None:
+        epochs = _Ahead(model, task, training, schedule, capture, data.device)
+    elif waits or data.device.type != "cpu":
         epochs = _OneByOne(model, task, training, schedule, until)
     else:
-        epochs = _Ahead(model, task, training, schedule, capture, data.device)
+        epochs = _Replayed(model, task, training, schedule)
     while training.epochs < schedule.epochs and not training.ended:
         first, vals = training.epochs, epochs.run()
         if on_epochs is not None:
@@ -179,25 +183,67 @@ class Training:
 class _OneByOne:
     """The epochs as the host sees them. ``run()`` does some, here one, and gives their metrics on the validation split."""
 
-    def __init__(self, model, task, training, schedule, until):
+    def __init__(self, model, task, training, schedule, until=None):
         self.model, self.task, self.training, self.schedule, self.until = model, task, training, schedule, until
 
     def run(self) -> list[float | None]:
-        task, training, epoch, val = self.task, self.training, self.training.epochs, None
-        way, last = training.way, epoch == self.schedule.epochs - 1
-        self.model.train()
-        loss = training.loss = task.loss(way.outputs("train", epoch), "train", epoch)
-        way.step(loss)
-        training.ended = self.until is not None and (self.until(way.masks()) or last)
+        training, epoch, val = self.training, self.training.epochs, None
+        last = epoch == self.schedule.epochs - 1
+        training.loss = self.step(epoch)
+        training.ended = self.until is not None and (self.until(training.way.masks()) or last)
         if training.ended or last or (epoch + 1) % self.schedule.evaluate_every == 0:
-            self.model.eval()
-            with torch.no_grad():
-                outputs = way.outputs("val")
-                val = task.metric(outputs, "val")
-                if training.ended if self.until is not None else val > training.best.val:
-                    training.keep_as_best(Fit(epoch, val, float(task.loss(outputs, "val")), 0.0))
+            val, val_loss = self.evaluate()
+            if training.ended if self.until is not None else val > training.best.val:
+                training.keep_as_best(Fit(epoch, val, float(val_loss()), 0.0))
         training.epochs = epoch + 1
         return [val]
+
+    def step(self, epoch: int | Tensor) -> Tensor:
+        """The loss before a step and the step."""
+        self.model.train()
+        loss = self.task.loss(self.training.way.outputs("train", epoch), "train", epoch)
+        self.training.way.step(loss)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, Callable[[], Tensor]]:
+        """The metric and what gives the loss, on the validation split."""
+        self.model.eval()
+        outputs = self.training.way.outputs("val")
+        return self.task.metric(outputs, "val"), lambda: self.task.loss(outputs, "val")
+
+
+class _Replayed(_OneByOne):
+    """The same, where an epoch waits for no value: recorded after the first ones, then replayed (``Recording``)."""
+
+    def __init__(self, model, task, training, schedule):
+        super().__init__(model, task, training, schedule)
+        self.number, self.recording, self.begin = torch.zeros(1, dtype=torch.int64), Recording(), training.epochs + WARM_UP
+        self.replays: dict[str, Callable[[], list[Tensor]]] = {}
+
+    def step(self, epoch: int) -> Tensor:
+        self.number.fill_(epoch)
+        return self._again("step", self.begin + 1, lambda: [super(_Replayed, self).step(self.number)])[0]
+
+    def evaluate(self) -> tuple[float, Callable[[], Tensor]]:
+        val, val_loss = self._again("evaluate", self.begin, self._evaluate)
+        return float(val), lambda: val_loss
+
+    @torch.no_grad()
+    def _evaluate(self) -> list[Tensor]:
+        self.model.eval()
+        outputs = self.training.way.outputs("val")
+        return [self.task.score(outputs, "val"), self.task.loss(outputs, "val")]
+
+    def _again(self, name: str, begin: int, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What ``run`` gives: by itself before the epoch ``begin``, which is recorded, and by replays after it. The evaluation is
+        recorded first, since the step that follows goes back through what it made of the edge mask."""
+        if self.training.epochs < begin or self.recording.refused:
+            return run()
+        if name in self.replays:
+            return self.replays[name]()
+        given, self.replays[name] = self.recording.record(run)
+        return given
 
 
 class _Ahead:
@@ -261,6 +307,17 @@ def at(outputs: Tensor, nodes: Tensor | None) -> Tensor:
 
 def _all_kept(keep: Tensor) -> bool:
     return bool(keep.all())
+
+
+def _of_use(x, model: torch.nn.Module, keeps: dict[str, Tensor]):
+    """The features without the entries in columns that no kept weight reads, which trained masks leave many."""
+    if not isinstance(x, CSR) or not isinstance(model, Network):
+        return x
+    reading = {name for name, p in model.named_parameters() if p.dim() == 2 and p.size(1) == x.shape[1]}
+    if not reading or not reading <= keeps.keys():
+        return x
+    columns = torch.stack([keeps[name].any(0) for name in reading]).any(0)
+    return x if bool(columns.all()) else x.columns(columns, renumber=False)
 
 
 def _rewound_buffers(model: torch.nn.Module, start: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -349,13 +406,14 @@ class _Fast:
         soft = {} if masks is None else masks.weights
         keeps = {} if pattern is None else pattern.weights
         self.lists, self.trained = {}, {}  # weights held as lists of the kept ones; what is trained, by parameter name
+        self.x = _of_use(data.x, model, keeps)
         with torch.no_grad():
             self.buffers = _rewound_buffers(model, start)
             for name, p in self.parameters.items():
                 p.data = start[name].clone()
                 self.trained[name] = p
-                if isinstance(data.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features:  # meets sparse features
-                    if isinstance(model, Network) and name in keeps and KeptWeights.pays(keeps[name], data.x):
+                if isinstance(self.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features:  # meets sparse features
+                    if isinstance(model, Network) and name in keeps and KeptWeights.pays(keeps[name], self.x):
                         kept = self.lists[name] = KeptWeights(keeps[name])
                         kept.values = self.trained[name] = torch.nn.Parameter(kept.listed(p))
                     else:  # it lies transposed, so that it is gathered row by row
@@ -390,7 +448,7 @@ class _Fast:
 
     def _part(self, nodes: Tensor | None):
         """(blocks, x, rows of the model's outputs, each None for all) for the outputs at these nodes."""
-        graph, x, blocks = self.data.graph, self.data.x, None
+        graph, x, blocks = self.data.graph, self.x, None
         if nodes is not None:
             neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()
             if hasattr(self.model, "blocks") and neighbours < graph.num_dst:
@@ -418,11 +476,11 @@ class _Fast:
             self.of_edges.clear()
 
     def step(self, loss: Tensor) -> None:
-        for leaf in self.leaves:
-            leaf.grad = None
         loss.backward()
         self.renew()
         self.optimizer.update()
+        for leaf in self.leaves:
+            leaf.grad = None
 
     def moments(self) -> list[Tensor]:
         return self.optimizer.moments()

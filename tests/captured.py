@@ -4,10 +4,9 @@ trainings that are captured with it, or on a GPU."""
 from collections.abc import Callable
 
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from acefast.capture import Recording
 from acefast.data import synthetic_citation
 from acefast.nn import build, state_of
 from acefast.pruning import Pattern, SoftMasks
@@ -21,68 +20,35 @@ def tensors_of(values) -> list[torch.Tensor]:
     return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
 
 
-def memory(t: torch.Tensor) -> int:
-    return t.untyped_storage()._cdata
-
-
-class Recording(TorchDispatchMode):
-    """Every call of an op that reaches a kernel, those of autograd too: (op, arguments, keyword arguments, results).
-
-    ``replay`` calls the ops again with the same arguments and writes what they give into the same results. Raises
-    RuntimeError for what a CUDA graph cannot hold: an op that waits for a value or whose result's shape depends on one, and a
-    tensor that is made of host values.
-    """
+class Undone(Recording):
+    """A recording that raises RuntimeError for what a CUDA graph cannot hold, and whose first run can be undone."""
 
     def __init__(self):
         super().__init__()
-        self.calls, self.before, self.made = [], [], {}
+        self.before, self.made = [], []
+
+    def refuse(self, what):
+        raise RuntimeError(f"{what} cannot be captured")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        self._refuse(func, args)
-        given = {**dict(zip((argument.name for argument in func._schema.arguments), args)), **kwargs}
+        given = {**dict(zip((argument.name for argument in func._schema.arguments), args)), **(kwargs or {})}
         for argument in func._schema.arguments:
             if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in WRITTEN.get(func, ()):
                 self.before += [(t, t.clone()) for t in tensors_of(given.get(argument.name))]
-        results = func(*args, **kwargs)
-        self.calls.append((func, args, kwargs, results))
-        inputs = {memory(t) for t in tensors_of((args, kwargs))}
-        self.made.update({memory(t): t for t in tensors_of(results) if memory(t) not in inputs})
+        there = {t.untyped_storage()._cdata for t in tensors_of(given)}
+        results = super().__torch_dispatch__(func, types, args, kwargs)
+        self.made += [t for t in tensors_of(results) if t.untyped_storage()._cdata not in there]
         return results
-
-    @staticmethod
-    def _refuse(func, args) -> None:
-        indexed = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
-        flags = indexed and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_of(args[1]))
-        shapes = torch.Tag.dynamic_output_shape in func.tags and func is not torch.ops.aten.index.Tensor
-        if flags or shapes or torch.Tag.data_dependent_output in func.tags or func is torch.ops.aten.lift_fresh.default:
-            raise RuntimeError(f"{func} cannot be captured")
 
     @torch.no_grad()
     def undo(self) -> None:
         """Leave everything as if nothing had been called, as after a capture: what was made holds nothing of use."""
         for t, value in reversed(self.before):
             t.detach().copy_(value)
-        for t in self.made.values():
+        for t in self.made:
             if t.is_floating_point():
                 t.detach().fill_(torch.nan)
-        self.before, self.made = [], {}
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        for func, args, kwargs, results in self.calls:
-            for kept, now in zip(tensors_of(results), tensors_of(func(*args, **kwargs)), strict=True):
-                if memory(kept) != memory(now):
-                    kept.detach().copy_(now)
-
-
-class Watch(TorchFunctionMode):
-    """Refuses what gives the host values past every op."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.Tensor.tolist, torch.Tensor.numpy):
-            raise RuntimeError(f"{func.__name__} cannot be captured")
-        return func(*args, **(kwargs or {}))
+        self.before, self.made = [], []
 
 
 class Recorder:
@@ -97,13 +63,13 @@ class Recorder:
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         self.captured += 1
-        with Recording() as recording, Watch():
-            run()
+        recording = Undone()
+        _, again = recording.record(lambda: [run()][1:])
         recording.undo()
 
         def replay():
             self.replays += 1
-            recording.replay()
+            again()
 
         return replay
 
@@ -117,6 +83,7 @@ SCHEDULE = Schedule(EPOCHS, lr=0.02, weight_decay=5e-4, mask_lr=0.01, s1=1e-3, s
 
 NETWORKS = {
     "resgcn": dict(layers=3), "recomputed": dict(backbone="resgcn", layers=4, recompute=True), "narrow": dict(backbone="gat"),
+    "wide": dict(backbone="gcn", hidden=512),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "data": {"data", "ops", "base"},
     "optim": {"ops", "base"},
     "tasks": {"tasks", "data", "nn", "ops", "base"},
-    "capture": {"base"},
+    "capture": {"ops", "base"},
     "train": {"train", "capture", "tasks", "optim", "data", "pruning", "nn", "ops", "base"},
     "report": {"report", "search", "pruning", "nn", "ops", "data", "base"},
     "search": {"search", "train", "tasks", "data", "pruning", "nn", "ops", "base"},

@@ -25,7 +25,8 @@ class Network(nn.Module):
 
     A search needs of a network: named parameters, ``maskable()``, the forward of :class:`acefast.nn.GCN`, and optionally
     ``blocks`` and ``macs``; what `state_of` gives is rewound and kept together. ``capturable`` says that its forward takes the
-    step as an int64 tensor [1] on the device too and waits for no value of a tensor, so that a CUDA graph may hold it.
+    step as an int64 tensor [1] on the device too, waits for no value of a tensor and does the same at each call, so that a CUDA
+    graph, or on the CPU the list of the ops that it called, may stand for it.
 
     ``dtype`` is that of hidden features, float32 unless set; with bfloat16 a call is an autocast region: features, what layers
     give and what is kept for backward are bfloat16, and so are weights within a product, whose sums are float32. Parameters,

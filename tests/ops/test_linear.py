@@ -315,5 +315,8 @@ def test_lists_pay_where_few_of_many_weights_are_kept():
     for x, share, pays, tiled in cases:
         pattern = keep(share, 256, 500)
         assert KeptWeights.pays(pattern, x) == pays and KeptWeights(pattern).tiled(x) == tiled
+    columns = (torch.arange(500) < 50) * keep(0.01 * 500 / 50, 256, 500)  # as many weights, in a tenth of the columns
+    first = CSR.from_dense((torch.arange(500) < 10).float().expand(40, 500))
+    assert KeptWeights.pays(keep(0.01, 256, 500), first) and not KeptWeights.pays(columns, first), "they meet all entries of x"
     assert not KeptWeights.pays(keep(0.1, 256, 0), CSR.from_dense(torch.zeros(3, 0)))
     assert not KeptWeights.pays(keep(0.1, 4, 5), CSR.from_dense(torch.zeros(3, 5)))
