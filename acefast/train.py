@@ -450,10 +450,10 @@ class _Fast:
         """(blocks, x, rows of the model's outputs, each None for all) for the outputs at these nodes."""
         graph, x, blocks = self.data.graph, self.x, None
         if nodes is not None:
-            neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()
-            if hasattr(self.model, "blocks") and neighbours < graph.num_dst:
+            neighbours = int(graph.in_degrees()[nodes].sum()) + nodes.numel()  # common ones once for each
+            if hasattr(self.model, "blocks") and neighbours < 2 * graph.num_dst:
                 blocks = self.model.blocks(graph, nodes, self.inputs[1])
-        if blocks is None:
+        if blocks is None or blocks[-1].num_src > 0.9 * graph.num_dst:
             return None, x, nodes
         rows = blocks[0].src_nodes
         own = rows if x is None else x.take(rows) if isinstance(x, CSR) else x[rows]
