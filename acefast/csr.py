@@ -88,17 +88,14 @@ class CSR:
         taken.entries = entry if self.entries is None else self.entries[entry]
         return taken
 
-    def columns(self, keep: Tensor, renumber: bool = True) -> "CSR":
-        """The matrix of the columns with keep True (bool [cols]), in their order; without `renumber` each in its place, and the
-        others empty."""
+    def columns(self, keep: Tensor) -> "CSR":
+        """The matrix of the columns with keep True (bool [cols]), in their order."""
         kept = keep[self.col.long()]
         count = torch.zeros(self.nnz + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(kept, 0, out=count[1:])
-        col, cols = self.col[kept], self.shape[1]
-        if renumber:
-            number = torch.cumsum(keep, 0) - 1
-            col, cols = number[col.long()].to(col.dtype), int(keep.sum())
-        return CSR(count[self.rowptr], col, self.value[kept], (self.shape[0], cols))
+        number = torch.cumsum(keep, 0) - 1
+        shape = self.shape[0], int(keep.sum())
+        return CSR(count[self.rowptr], number[self.col[kept].long()].to(self.col.dtype), self.value[kept], shape)
 
     def to(self, device) -> "CSR":
         if torch.device(device) == self.device:

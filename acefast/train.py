@@ -81,7 +81,7 @@ def train(
     After each epoch, or every ``evaluate_every`` of them, the model is evaluated on the validation split without dropout;
     ``on_epochs(first, vals)`` is called with the metrics of the epochs first, first + 1, ... done since its last call, one as
     a rule, None where it was not evaluated. The test split is evaluated once, at the best epoch. Afterwards the model holds
-    that epoch's weights and buffers.
+    that epoch's weights and buffers, or after an exception the weights of ``start``; meanwhile what it holds is train's own.
     ``on_start(training)`` is called before the first epoch: it may put the training to where an equal one stood
     (``Training.restore``), and from ``on_epochs`` it may be read where this one stands.
 
@@ -97,37 +97,40 @@ def train(
     torch.optim.Adam and every node computed. Raises InputError when the loss, a weight or a mask stops being finite.
     """
     task = make_task(data, seed, schedule.links, getattr(model, "decoder", None))
-    way = (_Fast if fast else _Straightforward)(model, data, task, schedule, start, pattern, masks, seed)
-    training = Training(way)
-    if on_start is not None:
-        on_start(training)
-    capturable = task.capturable and getattr(model, "capturable", False) and schedule.evaluate_every == 1
-    waits = until is not None or not (fast and capturable)
-    capture = None if waits else capture_on(data.device)
-    if capture is not None:
-        epochs = _Ahead(model, task, training, schedule, capture, data.device)
-    elif waits or data.device.type != "cpu":
-        epochs = _OneByOne(model, task, training, schedule, until)
-    else:
-        epochs = _Replayed(model, task, training, schedule)
-    while training.epochs < schedule.epochs and not training.ended:
-        first, vals = training.epochs, epochs.run()
-        if on_epochs is not None:
-            on_epochs(first, vals)
-    if not all(bool(torch.isfinite(t).all()) for t in (training.loss, *way.tracked)):
-        raise InputError(
-            f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr"
-        )
-    model.eval()
-    best = training.best
-    with torch.no_grad():
-        if best.best_epoch >= 0:
-            torch._foreach_copy_(way.tracked, training.snapshot)
-        way.show_tracked()
-        best.test = task.metric(way.outputs("test"), "test")
-        best.masks, weights = way.finish()
-    best.weights, best.seed = weights if keep_weights else None, seed
-    return best
+    try:
+        way = (_Fast if fast else _Straightforward)(model, data, task, schedule, start, pattern, masks, seed)
+        training = Training(way)
+        if on_start is not None:
+            on_start(training)
+        capturable = task.capturable and getattr(model, "capturable", False) and schedule.evaluate_every == 1
+        waits = until is not None or not (fast and capturable)
+        capture = None if waits else capture_on(data.device)
+        if capture is not None:
+            epochs = _Ahead(model, task, training, schedule, capture, data.device)
+        elif waits or data.device.type != "cpu":
+            epochs = _OneByOne(model, task, training, schedule, until)
+        else:
+            epochs = _Replayed(model, task, training, schedule)
+        while training.epochs < schedule.epochs and not training.ended:
+            first, vals = training.epochs, epochs.run()
+            if on_epochs is not None:
+                on_epochs(first, vals)
+        if not all(bool(torch.isfinite(t).all()) for t in (training.loss, *way.tracked)):
+            raise InputError(f"training diverged within {schedule.epochs} epochs (a weight, mask or loss is not finite): lower lr")
+        model.eval()
+        best = training.best
+        with torch.no_grad():
+            if best.best_epoch >= 0:
+                torch._foreach_copy_(way.tracked, training.snapshot)
+            way.show_tracked()
+            best.test = task.metric(way.outputs("test"), "test")
+            best.masks, weights = way.finish()
+        best.weights, best.seed = weights if keep_weights else None, seed
+        return best
+    except BaseException:  # what was interrupted leaves a model of its own shape, at its start
+        for name, parameter in model.named_parameters():
+            parameter.data = start[name].clone()
+        raise
 
 
 def lists_edges(edges: int, kept: int) -> bool:
@@ -309,15 +312,13 @@ def _all_kept(keep: Tensor) -> bool:
     return bool(keep.all())
 
 
-def _of_use(x, model: torch.nn.Module, keeps: dict[str, Tensor]):
-    """The features without the entries in columns that no kept weight reads, which trained masks leave many."""
-    if not isinstance(x, CSR) or not isinstance(model, Network):
-        return x
-    reading = {name for name, p in model.named_parameters() if p.dim() == 2 and p.size(1) == x.shape[1]}
+def _columns_of_use(reading: set[str], keeps: dict[str, Tensor]) -> Tensor | None:
+    """The columns, bool [F], of sparse features that the kept ones of the weights ``reading`` them need; None: all. Trained
+    masks leave many that none needs."""
     if not reading or not reading <= keeps.keys():
-        return x
+        return None
     columns = torch.stack([keeps[name].any(0) for name in reading]).any(0)
-    return x if bool(columns.all()) else x.columns(columns, renumber=False)
+    return None if bool(columns.all()) else columns
 
 
 def _rewound_buffers(model: torch.nn.Module, start: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -406,14 +407,20 @@ class _Fast:
         soft = {} if masks is None else masks.weights
         keeps = {} if pattern is None else pattern.weights
         self.lists, self.trained = {}, {}  # weights held as lists of the kept ones; what is trained, by parameter name
-        self.x = _of_use(data.x, model, keeps)
+        sparse, own = isinstance(data.x, CSR), isinstance(model, Network)
+        shapes = {name: start[name].shape for name in self.parameters}
+        self.reading = {n for n, shape in shapes.items() if sparse and len(shape) == 2 and shape[1] == data.num_features}
+        self.x, self.columns = data.x, _columns_of_use(self.reading, keeps) if own else None
+        if self.columns is not None:
+            self.x = data.x.columns(self.columns)
+            keeps, soft = ({name: self._narrow(name, t) for name, t in tensors.items()} for tensors in (keeps, soft))
         with torch.no_grad():
             self.buffers = _rewound_buffers(model, start)
             for name, p in self.parameters.items():
-                p.data = start[name].clone()
+                p.data = self._narrow(name, start[name]).clone()
                 self.trained[name] = p
-                if isinstance(self.x, CSR) and p.dim() == 2 and p.size(1) == data.num_features:  # meets sparse features
-                    if isinstance(model, Network) and name in keeps and KeptWeights.pays(keeps[name], self.x):
+                if name in self.reading:
+                    if own and name in keeps and KeptWeights.pays(keeps[name], self.x):
                         kept = self.lists[name] = KeptWeights(keeps[name])
                         kept.values = self.trained[name] = torch.nn.Parameter(kept.listed(p))
                     else:  # it lies transposed, so that it is gathered row by row
@@ -493,21 +500,30 @@ class _Fast:
 
     def masks(self) -> SoftMasks | None:
         masks = {}
-        for name, p in self.parameters.items():
+        for name in self.parameters:
             for m in self.optimizer.factors(self.trained[name])[1:]:
-                masks[name] = self._whole(name, p, m, torch.zeros_like(p))
+                masks[name] = self._whole(name, m, torch.zeros_like(self.start[name]))
         edges = None if self.edge_mask is None else self.edge_mask.detach()
         return SoftMasks(edges, masks) if edges is not None or masks else None
 
-    def _whole(self, name: str, p: Tensor, factor: Tensor, elsewhere: Tensor) -> Tensor:
-        """A factor of the kept elements in the parameter's shape, with the values of ``elsewhere`` where there are none."""
+    def _narrow(self, name: str, t: Tensor) -> Tensor:
+        """The columns of use of a tensor like a parameter; all but where that reads sparse features."""
+        return t if self.columns is None or name not in self.reading else t[:, self.columns]
+
+    def _whole(self, name: str, factor: Tensor, elsewhere: Tensor) -> Tensor:
+        """A factor of the kept elements in the weight's shape, with the values of ``elsewhere`` where there are none."""
+        rest = self._narrow(name, elsewhere)
         if name in self.lists:
-            return self.lists[name].spread(factor, elsewhere)
-        return self.optimizer.expand(p, factor, elsewhere)
+            whole = self.lists[name].spread(factor, rest)
+        else:
+            whole = self.optimizer.expand(self.parameters[name], factor, rest)
+        if rest is elsewhere:
+            return whole
+        return elsewhere.index_copy(1, self.columns.nonzero().squeeze(1), whole)
 
     def finish(self):
         masks, weights = self.masks(), {}
         for name, p in self.parameters.items():
-            weights[name] = self._whole(name, p, self.optimizer.factors(self.trained[name])[0], self.start[name])
+            weights[name] = self._whole(name, self.optimizer.factors(self.trained[name])[0], self.start[name])
             p.data = weights[name].clone()
         return masks, weights | {name: value.clone() for name, value in self.buffers.items()}
