@@ -4,10 +4,12 @@ Each data set's search runs in a fresh process, as a user's does, with the GCN o
 a search is made of are timed in another process, acefast and the peer (bench/peers/search.py) in turns, so that drift of
 the machine meets both alike: dense, imp, retained, complement and retrain, those after pruning on a first round's ticket.
 The time of a whole peer search is its time per epoch in each of them times the epochs of the search: its masks are dense,
-so its epochs do not get cheaper as the search goes on; what it would need besides training is left out.
+so its epochs do not get cheaper as the search goes on; what it would need besides training is left out. How much cheaper
+those of acefast get is measured in turns too, with the elements that the search kept at rung 15.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import statistics
@@ -24,12 +26,13 @@ from acefast.data import DATASETS
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.progress import SearchProgress, clock
-from acefast.pruning import SoftMasks, prune
+from acefast.pruning import Pattern, SoftMasks, Ticket, prune
 from acefast.search import SearchConfig, load_data, resolve_config, run_search, stages
 from bench.harness import environment, status_bytes, timed
 from tests.inputs import REPOSITORY, data_folder
 
 TURNS = 5  # timings of each implementation and phase
+LATE = 15  # the rung whose epochs are compared with those of rung 0
 QUICK = dict(rounds=2, hidden=16, mask_epochs=6, fix_epochs=6, ace_epochs=2, ace_rounds=2)
 
 
@@ -81,8 +84,12 @@ def measure(options: argparse.Namespace) -> int:
         row = {"benchmark": "search", "label": options.label, "device": options.device, **facts(resolve_config(**settings))}
         row["captured"] = options.capture and options.device == "cuda"
         if options.search:
-            row["search"] = in_a_fresh_process(whole_search, settings, folder, options.capture)
-            print_search(row)
+            with tempfile.TemporaryDirectory() as scratch:
+                run = folder or Path(scratch) / "run"
+                row["search"] = in_a_fresh_process(whole_search, settings, run, options.capture)
+                print_search(row)
+                row["late"] = in_a_fresh_process(time_rungs, settings, run, options.capture)
+                print_rungs(row)
         if options.phases:
             row["phases"] = in_a_fresh_process(time_phases, settings, options.epochs, options.peer, options.capture)
             row |= totals(row)
@@ -150,7 +157,7 @@ class Trainings(list):
         return next((1e3 * t["seconds"] / t["epochs"] for t in found), None)
 
 
-def whole_search(settings: dict, folder: Path | None, captured: bool) -> dict:
+def whole_search(settings: dict, folder: Path, captured: bool) -> dict:
     """Figures of one search: total_s from reading the data to the last checkpoint, stage_s by kind of stage ("other" is what
     is between them, the checkpoints above all), epochs, peak_bytes of this process (torch included), and by rung the kept
     shares and the milliseconds of an epoch of training masks and of retraining with these elements kept."""
@@ -160,14 +167,14 @@ def whole_search(settings: dict, folder: Path | None, captured: bool) -> dict:
         one_by_one()
     config = resolve_config(**settings)
     trainings, rungs, stage_s = Trainings(), [], defaultdict(float)
-    with tempfile.TemporaryDirectory() as scratch, SearchProgress(config.dataset, Console()) as progress:
+    with SearchProgress(config.dataset, Console()) as progress:
 
         def on_event(event):
             trainings(event)
             progress(event)
 
         began = time.perf_counter()
-        run = run_search(load_data(config), config, folder or Path(scratch), on_event)
+        run = run_search(load_data(config), config, folder, on_event)
         total = time.perf_counter() - began
     for timing in run.timings:
         stage_s["ace" if timing["stage"].startswith("ace-") else timing["stage"]] += timing["seconds"]
@@ -181,6 +188,38 @@ def whole_search(settings: dict, folder: Path | None, captured: bool) -> dict:
     epochs = sum(training["epochs"] for training in trainings)
     # Not ru_maxrss, into which Linux counts the process that this one was forked from.
     return {"total_s": total, "stage_s": dict(stage_s), "epochs": epochs, "peak_bytes": status_bytes("VmHWM"), "rungs": rungs}
+
+
+def time_rungs(settings: dict, folder: Path, captured: bool) -> dict:
+    """Milliseconds of an epoch of training masks and of retraining, with all elements and with those that the search in `folder`
+    kept at rung LATE (or its last): medians of TURNS trainings as long as the search's, in turns, and the median of the turns'
+    ratios."""
+    if not captured:
+        one_by_one()
+    config = resolve_config(**settings)
+    rung = min(LATE, config.rounds)
+    ticket = Ticket.load(folder / "tickets" / f"round-{rung:02}.safetensors")
+    row = {"rung": rung}
+
+    def measure(search, state):
+        late = Pattern(ticket.edge_keep, ticket.weight_keep)
+        state.put("keep", late)
+        trainings = {
+            "imp": (lambda pattern: search.train_masks(state, "imp", "imp", pattern, config.mask_epochs), config.mask_epochs),
+            "retrain": (lambda pattern: search.retrain(state, "retrain", pattern), config.fix_epochs),
+        }
+        for name, (training, epochs) in trainings.items():
+            turns = [
+                [1e3 * timed(functools.partial(training, pattern), config.device) / epochs for pattern in (search.full(), late)]
+                for _ in range(TURNS + 1)
+            ]
+            first, last = (statistics.median(t) for t in zip(*turns[1:]))  # the first turn warms up
+            ratio = statistics.median(b / a for a, b in turns[1:])
+            row.update({f"{name}_first_ms": first, f"{name}_late_ms": last, f"{name}_ratio": ratio})
+
+    short = resolve_config(**settings | dict(rounds=1))
+    run_search(load_data(config), short, method=lambda _: [("rungs", measure), ("retrain", stages.retrain)])
+    return row
 
 
 # The trainings by themselves.
@@ -295,6 +334,15 @@ def print_search(row: dict) -> None:
     for rung in search["rungs"]:
         figures = "".join(f"  {key[:-3]} {rung[key]:.2f} ms" for key in ("retrain_ms", "imp_ms") if rung[key] is not None)
         print(f"  rung {rung['rung']:>2}  edges {rung['edges_density']:.3f}  weights {rung['weights_density']:.3f}{figures}", flush=True)
+
+
+def print_rungs(row: dict) -> None:
+    late = row["late"]
+    figures = [
+        f"{name} {late[f'{name}_late_ms']:.2f} of {late[f'{name}_first_ms']:.2f} ms ({late[f'{name}_ratio']:.2f})"
+        for name in ("imp", "retrain")
+    ]
+    print(f"{row['dataset']}: an epoch at rung {late['rung']} and at rung 0, in turns: {', '.join(figures)}", flush=True)
 
 
 def print_phase(dataset: str, phase: dict) -> None:

@@ -86,6 +86,8 @@ def test_a_quick_benchmark_becomes_figures_and_pictures(tmp_path, capfd, monkeyp
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     runs = ["--runs", str(tmp_path / "runs"), "--label", "before"]
     assert bench_search(before, *runs) == 0
+    late = json.loads(before.read_text())["rows"][0]["late"]
+    assert late["rung"] == 2 and all(late[f"{name}_{key}"] > 0 for name in ("imp", "retrain") for key in ("first_ms", "late_ms", "ratio"))
     (row,) = json.loads(before.read_text())["rows"]
     whole, phases = row["search"], row["phases"]
     assert [phase["phase"] for phase in phases] == ["dense", "imp", "retained", "complement", "retrain"]
