@@ -118,6 +118,7 @@ class Recording(TorchDispatchMode):
         self.refused = self.refused or what
 
     def _look_at(self, func, args) -> None:
+        """Refuse an op that passes values between tensors and the host, or whose result's shape depends on them."""
         indexed = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
         flags = indexed and any(isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) for t in args[1])
         shapes = torch.Tag.dynamic_output_shape in func.tags and func is not torch.ops.aten.index.Tensor
@@ -133,7 +134,7 @@ class Recording(TorchDispatchMode):
         for *_, place in taken:
             self._last[place] = call
         single = isinstance(outputs, Tensor)
-        if not single and any(isinstance(output, list) for output in outputs or ()):
+        if isinstance(outputs, (list, tuple)) and any(isinstance(output, (list, tuple)) for output in outputs):
             function = _flat(function)
         for index, output in enumerate(tree_leaves(outputs)):
             if isinstance(output, Tensor) and _memory(output) not in there:
