@@ -8,7 +8,7 @@ import torch
 from acefast.capture import Recording
 from acefast.train import WARM_UP, _OneByOne
 from tests.captured import EPOCHS, assert_same, trained
-from tests.search.test_capture import Counted, Given
+from tests.search.test_capture import ON_VALUES, Counted, Given
 
 
 @pytest.fixture
@@ -45,12 +45,7 @@ def test_a_replayed_training_gives_the_same_bits(replays, monkeypatch, network, 
     assert_same(fit, other)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [lambda y: y * float(y.detach().max() > -9), lambda y: y[y.abs().sum(1) > -1], lambda y: y * torch.tensor(1.0),
-     lambda y: y.index_select(0, (y.sum(1) > -99).nonzero().squeeze(1)), lambda y: y * (len(y.detach()[0].tolist()) / 3)],
-    ids=["value", "flags", "constant", "shape", "list"],
-)  # fmt: skip
+@pytest.mark.parametrize("use", ON_VALUES.values(), ids=ON_VALUES)
 @pytest.mark.parametrize("when", [True, False], ids=["step", "evaluation"])
 def test_what_depends_on_values_is_not_replayed(replays, monkeypatch, use, when):
     def given():
