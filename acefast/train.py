@@ -195,9 +195,10 @@ class _OneByOne:
         training.loss = self.step(epoch)
         training.ended = self.until is not None and (self.until(training.way.masks()) or last)
         if training.ended or last or (epoch + 1) % self.schedule.evaluate_every == 0:
-            val, val_loss = self.evaluate()
-            if training.ended if self.until is not None else val > training.best.val:
-                training.keep_as_best(Fit(epoch, val, float(val_loss()), 0.0))
+            with torch.no_grad():
+                val, val_loss = self.evaluate()
+                if training.ended if self.until is not None else val > training.best.val:
+                    training.keep_as_best(Fit(epoch, val, float(val_loss()), 0.0))
         training.epochs = epoch + 1
         return [val]
 
@@ -208,7 +209,6 @@ class _OneByOne:
         self.training.way.step(loss)
         return loss
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[float, Callable[[], Tensor]]:
         """The metric and what gives the loss, on the validation split."""
         self.model.eval()
@@ -232,7 +232,6 @@ class _Replayed(_OneByOne):
         val, val_loss = self._again("evaluate", self.begin, self._evaluate)
         return float(val), lambda: val_loss
 
-    @torch.no_grad()
     def _evaluate(self) -> list[Tensor]:
         self.model.eval()
         outputs = self.training.way.outputs("val")
