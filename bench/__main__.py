@@ -9,11 +9,11 @@ RESULTS = Path(__file__).parent / "results"
 
 def main(arguments: list[str]) -> int:
     from acefast.errors import InputError
-    from bench import deep, epoch, ops, plot, search, study
+    from bench import deep, epoch, large, ops, plot, search, study
 
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of acefast.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in {"ops": ops, "epoch": epoch, "deep": deep, "search": search, "study": study, "plot": plot}.items():
+    for name, module in {"ops": ops, "epoch": epoch, "deep": deep, "large": large, "search": search, "study": study, "plot": plot}.items():
         description = module.__doc__.split(": ", 1)[1]
         command = commands.add_parser(name, help=description.splitlines()[0], description=description)
         module.add_arguments(command)

@@ -59,9 +59,9 @@ def graphs(seed: int = 0) -> dict[str, Graph]:
     return {name: Graph.from_edge_index(edges, num_nodes=sizes) for name, (edges, sizes) in edge_sets(seed).items()}
 
 
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str = "") -> None:
-    """By norm: |a - b| <= tolerance * |b| plus an absolute floor for values that cancel to 0."""
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str = "", norm: float = 0.0) -> None:
+    """By norm: |a - b| <= tolerance * max(|b|, norm) plus an absolute floor, for values that cancel to 0."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     difference = (actual.double() - expected.double()).norm().item()
-    allowed = TOLERANCE[dtype] * (expected.double().norm().item() + 1e-2 * expected.numel() ** 0.5)
+    allowed = TOLERANCE[dtype] * (max(expected.double().norm().item(), norm) + 1e-2 * expected.numel() ** 0.5)
     assert difference <= allowed, f"{what}: off by {difference:.3e} in norm, allowed {allowed:.3e}"

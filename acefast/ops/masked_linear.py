@@ -108,7 +108,16 @@ def _product_rule(dw, weight, mask, keep, all_weights, need_weight, need_mask):
 
 
 def _bias_gradient(dy, bias, need):
-    return dy.sum(0, dtype=bias.dtype) if need else None
+    return _column_sums(dy, bias.dtype) if need else None
+
+
+def _column_sums(dy, dtype):
+    """dy.sum(0), on a GPU in two steps: torch sums the rows of a tall matrix with few threads."""
+    rows = dy.size(0) // 64
+    if not dy.is_cuda or rows < 64:
+        return dy.sum(0, dtype=dtype)
+    tall = dy[: 64 * rows].view(64, -1).sum(0, dtype=dtype).view(rows, -1)
+    return tall.sum(0) + dy[64 * rows :].sum(0, dtype=dtype)
 
 
 def _backward(ctx, dy):

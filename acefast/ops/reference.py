@@ -394,7 +394,8 @@ def philox(counter: tuple, key: tuple[int, int]) -> list[Tensor]:
 
     `counter` is four int64 tensors or integers in [0, 2^32), `key` two integers in [0, 2^32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    device = next((c.device for c in counter if isinstance(c, Tensor)), None)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64, device=device) for c in counter))
     k0, k1 = key
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # int64 wraps; the low 64 bits are the product's

@@ -38,6 +38,9 @@ constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr int kWarpsPerBlock = 8;
 constexpr int kThreads = kWarp * kWarpsPerBlock;
+// Blocks of kernels whose warps take rows: few warps, since a block's slots stay taken until its longest row is done.
+constexpr int kRowWarps = 2;
+constexpr int kRowThreads = kWarp * kRowWarps;
 
 // ---- host ---------------------------------------------------------------------------------------------------------------
 
@@ -133,6 +136,27 @@ __device__ __forceinline__ void store_part(T* p, const Pack<T, N>& pack, int64_t
     if (i < left) p[i] = pack.v[i];
 }
 
+// ---- base-2 exponentials ------------------------------------------------------------------------------------------------
+
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+#ifdef ACEFAST_SIMT
+__device__ __forceinline__ float exp_2(float v) { return exp2f(v); }
+#else
+// To 2 units in the last place; below 2^-126 it gives 0.
+__device__ __forceinline__ float exp_2(float v) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+#endif
+__device__ __forceinline__ float log_2(float v) { return log2f(v); }
+// Not inlined: unrolled copies of the double functions are most of the compiler's time.
+__attribute__((noinline)) __device__ inline double exp_2(double v) { return exp2(v); }
+__attribute__((noinline)) __device__ inline double log_2(double v) { return log2(v); }
+
+// ---- warps ----------------------------------------------------------------------------------------------------------------
+
 __device__ __forceinline__ int lane_index() { return threadIdx.x % kWarp; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / kWarp; }
 __device__ __forceinline__ unsigned lanes_below(int lane) { return (1u << lane) - 1u; }
@@ -145,13 +169,23 @@ __device__ __forceinline__ A group_sum(A v, int width) {
 }
 
 // ---- rows in segments ---------------------------------------------------------------------------------------------------
-// A compressed row of at most kPiece slots is one segment. The slots of a longer row are cut where a grid of kPiece slots
-// over the whole array cuts them; each piece is summed by itself into partial [2 * pieces, F], and a second kernel adds a
-// row's pieces in order. The split follows from the data alone, and the number of pieces is known without reading it.
+// A compressed row of at most a piece's slots is one segment. The slots of a longer row are cut where a grid of pieces over the
+// whole array cuts them; each piece is summed by itself into partial [pieces.partials(), F], and a second kernel adds a row's
+// pieces in order. The split follows from the number of slots alone.
 
-constexpr int64_t kPiece = 512;
+struct Pieces {
+  int64_t count;  // 0 where no row can be long
+  int shift;      // a piece has 1 << shift slots
+  __host__ __device__ int64_t partials() const { return 2 * count; }
+  __device__ int64_t size() const { return int64_t{1} << shift; }
+};
 
-inline int64_t num_pieces(int64_t edges) { return edges > kPiece ? ceil_div(edges, kPiece) : 0; }
+// As many as fill a GPU, and so long that the partial sums stay few: 32 to 512 slots.
+inline Pieces pieces_of(int64_t edges) {
+  int shift = 5;
+  while (shift < 9 && edges >> shift > 32768) ++shift;
+  return {edges >> shift > 0 ? ceil_div(edges, int64_t{1} << shift) : 0, shift};
+}
 
 struct Segment {
   int64_t row;
@@ -159,7 +193,7 @@ struct Segment {
   int64_t partial;  // row of the partial sums, or -1: the segment is a whole row
 };
 
-// The last row that starts at or before slot; the row that holds it.
+// The last row that starts at or before slot; the row that holds it. By one lane, and by all 32 of a warp for the same slot.
 __device__ __forceinline__ int64_t row_of_slot(const int64_t* ptr, int64_t rows, int64_t slot) {
   int64_t low = 0, high = rows;
   while (high - low > 1) {
@@ -172,26 +206,41 @@ __device__ __forceinline__ int64_t row_of_slot(const int64_t* ptr, int64_t rows,
   }
   return low;
 }
+__device__ __forceinline__ int64_t row_of_slot_by_warp(const int64_t* ptr, int64_t rows, int64_t slot) {
+  int64_t low = 0, high = rows;  // ptr[low] <= slot < ptr[high]
+  while (high - low > 1) {
+    const int64_t step = (high - low + kWarp - 1) / kWarp, probe = low + (lane_index() + 1) * step;
+    const unsigned before = __ballot_sync(kFullMask, probe < high && ptr[min(probe, rows)] <= slot);
+    low += __popc(before) * step;
+    high = min(low + step, high);
+  }
+  return low;
+}
 
-// Segment of work item `item` in [0, 2 * pieces + rows): first the pieces of long rows (a piece of the grid touches at most
+// Segment of work item `item` in [0, partials + rows): first the pieces of long rows (a piece of the grid touches at most
 // two of them: the row of its first slot and the row of its last), then the rows. Empty (end = begin) where there is
-// nothing to do; a long row's own item comes back empty with partial = 0 so that the caller can tell.
-__device__ __forceinline__ Segment segment_of(int64_t item, const int64_t* ptr, int64_t rows, int64_t edges, int64_t pieces) {
-  if (item >= 2 * pieces) {
-    const int64_t row = item - 2 * pieces, begin = ptr[row], end = ptr[row + 1];
-    if (pieces > 0 && end - begin > kPiece) return {row, begin, begin, 0};
+// nothing to do; a long row's own item comes back empty with partial = 0 so that the caller can tell. WARP: all 32 lanes
+// call for the same item.
+template <bool WARP = true>
+__device__ __forceinline__ Segment segment_of(int64_t item, const int64_t* ptr, int64_t rows, int64_t edges, Pieces pieces) {
+  if (item >= pieces.partials()) {
+    const int64_t row = item - pieces.partials(), begin = ptr[row], end = ptr[row + 1];
+    if (pieces.count > 0 && end - begin > pieces.size()) return {row, begin, begin, 0};
     return {row, begin, end, -1};
   }
-  const int64_t first = item / 2 * kPiece, last = min(first + kPiece, edges);
+  const int64_t first = item / 2 << pieces.shift, last = min(first + pieces.size(), edges);
   const bool tail = item % 2 != 0;
-  const int64_t row = row_of_slot(ptr, rows, tail ? last - 1 : first);
+  const int64_t slot = tail ? last - 1 : first;
+  const int64_t row = WARP ? row_of_slot_by_warp(ptr, rows, slot) : row_of_slot(ptr, rows, slot);
   const int64_t begin = ptr[row], end = ptr[row + 1];
-  if (end - begin <= kPiece || (tail && begin <= first)) return {row, first, first, item};
+  if (end - begin <= pieces.size() || (tail && begin <= first)) return {row, first, first, item};
   return {row, max(begin, first), min(end, last), item};
 }
 
 // Rows of the partial sums of a long row's pieces: first_partial, then every second one up to last_partial.
-__device__ __forceinline__ int64_t first_partial(int64_t begin) { return begin / kPiece * 2 + (begin % kPiece != 0); }
-__device__ __forceinline__ int64_t last_partial(int64_t end) { return (end - 1) / kPiece * 2; }
+__device__ __forceinline__ int64_t first_partial(int64_t begin, Pieces pieces) {
+  return 2 * (begin >> pieces.shift) + ((begin & (pieces.size() - 1)) != 0);
+}
+__device__ __forceinline__ int64_t last_partial(int64_t end, Pieces pieces) { return 2 * ((end - 1) >> pieces.shift); }
 
 }  // namespace acefast

@@ -16,8 +16,9 @@ struct SoftmaxArgs {
   const A* in;         // [E, heads]: s; backward: a
   const A* grad;       // backward: da [E, heads]
   A* out;              // [E, heads]: a; backward: ds
-  A* partial;          // [2 * pieces, 2, heads]; the first piece of a row takes the row's statistics
-  int64_t rows, slots, pieces, heads, head_blocks;
+  A* partial;          // [partials, 2, heads]; the first piece of a row takes the row's statistics
+  int64_t rows, slots, heads, head_blocks;
+  Pieces pieces;
   int lane_heads;      // heads of a block, a power of two up to 32
   int width;           // lanes of a segment, a multiple of lane_heads
 };
@@ -32,7 +33,7 @@ struct Statistics {
     if constexpr (kBackward) {
       sum += v;
     } else if (v != -kInfinity<A>) {
-      const A ratio = exp2_of(v > top ? top - v : v - top);
+      const A ratio = exp_2(v > top ? top - v : v - top);
       sum = v > top ? sum * ratio + A(1) : sum + ratio;
       top = max(top, v);
     }
@@ -42,7 +43,7 @@ struct Statistics {
       sum += other_sum;
     } else {
       const A joint = max(top, other_top), reference = exponent_base(joint);
-      sum = sum * exp2_of(top - reference) + other_sum * exp2_of(other_top - reference);
+      sum = sum * exp_2(top - reference) + other_sum * exp_2(other_top - reference);
       top = joint;
     }
   }
@@ -58,19 +59,19 @@ template <typename A, typename I, bool kBackward, bool kPieces>
 __global__ void __launch_bounds__(kThreads) edge_softmax_kernel(const SoftmaxArgs<A, I> a) {
   const int in_segment = threadIdx.x % a.width, per_block = kThreads / a.width;
   const int step = a.width / a.lane_heads, first = in_segment / a.lane_heads;
-  const int64_t items = (2 * a.pieces + (kPieces ? 0 : a.rows)) * a.head_blocks;
+  const int64_t items = (a.pieces.partials() + (kPieces ? 0 : a.rows)) * a.head_blocks;
   // All 32 lanes of a warp make the same turns, so that they can join their statistics.
   for (int64_t base = int64_t{blockIdx.x} * per_block + warp_index() * kWarp / a.width; base < items;
        base += int64_t{gridDim.x} * per_block) {
     const int64_t item = base + lane_index() / a.width;
     const bool active = item < items;
-    const Segment seg = active ? segment_of(item / a.head_blocks, a.ptr, a.rows, a.slots, a.pieces) : Segment{0, 0, 0, 0};
+    const Segment seg = active ? segment_of<false>(item / a.head_blocks, a.ptr, a.rows, a.slots, a.pieces) : Segment{0, 0, 0, 0};
     const int64_t head = item % a.head_blocks * a.lane_heads + in_segment % a.lane_heads;
     const int64_t begin = head < a.heads ? seg.begin + first : seg.end;
     Statistics<A, kBackward> total;
     if constexpr (kPieces) {
       if (begin >= seg.end) continue;
-      const A* joined = a.partial + first_partial(a.ptr[seg.row]) * 2 * a.heads + head;
+      const A* joined = a.partial + first_partial(a.ptr[seg.row], a.pieces) * 2 * a.heads + head;
       total.top = joined[0];
       total.sum = joined[a.heads];
     } else {
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) edge_softmax_kernel(const SoftmaxArg
       } else if constexpr (kBackward) {
         a.out[at] = a.in[at] * (a.grad[at] - total.sum);
       } else {
-        a.out[at] = exp2_of(a.in[at] * A(kLog2e) - reference) * scale;
+        a.out[at] = exp_2(a.in[at] * A(kLog2e) - reference) * scale;
       }
     }
   }
@@ -105,8 +106,8 @@ __global__ void __launch_bounds__(kThreads) edge_softmax_kernel(const SoftmaxArg
 
 // Joins the statistics of every long row's pieces in the order of its slots.
 template <typename A, typename I, bool kBackward>
-__global__ void __launch_bounds__(kThreads) edge_softmax_join_kernel(const SoftmaxArgs<A, I> a) {
-  join_long_rows(a.ptr, a.rows, a.heads, [&](int64_t, int64_t head, int64_t first, int64_t second, int64_t last) {
+__global__ void __launch_bounds__(kRowThreads) edge_softmax_join_kernel(const SoftmaxArgs<A, I> a) {
+  join_long_rows(a.ptr, a.rows, a.heads, a.pieces, [&](int64_t, int64_t head, int64_t first, int64_t second, int64_t last) {
     A* joined = a.partial + first * 2 * a.heads + head;
     Statistics<A, kBackward> total{joined[0], joined[a.heads]};
     for (int64_t p = second; p <= last; p += 2)
@@ -128,19 +129,19 @@ void launch_edge_softmax(const GraphArgs& g, const Tensor& in, const A* grad, co
   a.out = mutable_ptr<A>(out);
   a.rows = g.n_dst;
   a.slots = g.n_edges;
-  a.pieces = num_pieces(a.slots);
+  a.pieces = pieces_of(a.slots);
   a.heads = in.dim() == 2 ? in.size(1) : 1;
   a.lane_heads = power_of_two(a.heads, kWarp);
   a.head_blocks = ceil_div(a.heads, a.lane_heads);
   a.width = std::min(kWarp, 8 * a.lane_heads);
-  const Tensor partial = new_tensor(in, {2 * a.pieces, 2, a.heads}, in.scalar_type());
+  const Tensor partial = new_tensor(in, {a.pieces.partials(), 2, a.heads}, in.scalar_type());
   a.partial = mutable_ptr<A>(partial);
   const int per_block = kThreads / a.width;
-  ACEFAST_LAUNCH((edge_softmax_kernel<A, I, kBackward, false>), grid_of((2 * a.pieces + a.rows) * a.head_blocks, per_block),
+  ACEFAST_LAUNCH((edge_softmax_kernel<A, I, kBackward, false>), grid_of((a.pieces.partials() + a.rows) * a.head_blocks, per_block),
                  kThreads, 0, scope.stream(), a);
-  if (a.pieces == 0) return;
-  ACEFAST_LAUNCH((edge_softmax_join_kernel<A, I, kBackward>), join_grid(a.rows, a.heads), kThreads, 0, scope.stream(), a);
-  ACEFAST_LAUNCH((edge_softmax_kernel<A, I, kBackward, true>), grid_of(2 * a.pieces * a.head_blocks, per_block), kThreads, 0,
+  if (a.pieces.count == 0) return;
+  ACEFAST_LAUNCH((edge_softmax_join_kernel<A, I, kBackward>), join_grid(a.rows, a.heads), kRowThreads, 0, scope.stream(), a);
+  ACEFAST_LAUNCH((edge_softmax_kernel<A, I, kBackward, true>), grid_of(a.pieces.partials() * a.head_blocks, per_block), kThreads, 0,
                  scope.stream(), a);
 }
 

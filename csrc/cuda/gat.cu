@@ -52,12 +52,13 @@ struct GatArgs {
   A* dmask;            // backward: like mask, or nullptr
   const A* mask;       // [E] or [E, heads] or nullptr
   const bool* keep;    // [E] or nullptr
-  A* partial;          // [2 * pieces, heads, features]
+  A* partial;          // [partials, heads, features]
   A* partial_slope;    // the same, with save
-  A* partial_stat;     // forward: [2 * pieces, 3, heads]: maximum, sum, slope_sum; backward: [2 * pieces, heads]: da_src
+  A* partial_stat;     // forward: [partials, 3, heads]: maximum, sum, slope_sum; backward: [partials, heads]: da_src
   A negative_slope;
   Dropout<A> dropout;
-  int64_t rows, edges, pieces, heads, features;
+  int64_t rows, edges, heads, features;
+  Pieces pieces;
   HeadLayout layout;
   bool mask_per_head, mask_on_logit;  // mask_on_logit: there is a mask and it acts there
   bool heads_in_turn;                 // backward: one warp takes all blocks of heads, to sum a mask's gradient over them
@@ -96,20 +97,20 @@ __device__ __forceinline__ void sum_groups(A (&acc)[N], int group) {
 }
 
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads, 8) gat_fwd_kernel(const GatArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kLogits<A>]);
-  ACEFAST_SHARED(shared_slope_coef, A, [kWarpsPerBlock][kLogits<A>]);
-  ACEFAST_SHARED(shared_factor, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_index, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_coef, A, [kRowWarps][kLogits<A>]);
+  ACEFAST_SHARED(shared_slope_coef, A, [kRowWarps][kLogits<A>]);
+  ACEFAST_SHARED(shared_factor, A, [kRowWarps][kLogits<A>]);
   const HeadLane my(a.layout);
   const int warp = warp_index();
   I *index = shared_index[warp], *id = shared_id[warp];
   A *coef = shared_coef[warp], *slope_coef = shared_slope_coef[warp], *factors = shared_factor[warp];
   const bool save = a.slope_sum != nullptr;
-  const int64_t blocks = a.layout.head_blocks * a.layout.column_blocks, items = (2 * a.pieces + a.rows) * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  const int64_t blocks = a.layout.head_blocks * a.layout.column_blocks, items = (a.pieces.partials() + a.rows) * blocks;
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
     const Segment seg = segment_of(item / blocks, a.ptr, a.rows, a.edges, a.pieces);
     if (seg.partial >= 0 && seg.begin == seg.end) continue;
     const int64_t column_block = item % blocks % a.layout.column_blocks;
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A
         factors[k] = factor;
       }
       const A new_top = max(top, strided_max(chunk_top, my.slots)), reference = exponent_base(new_top);
-      const A rescale = exp2_of(top - reference);
+      const A rescale = exp_2(top - reference);
       top = new_top;
       sum *= rescale;
       slope_sum *= rescale;
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A
       for (int t = 0; t < my.slots; ++t) {
         const int k = t * kWarp + my.lane;
         if (t * my.edge_step + my.first_edge >= count || !has_logits) break;
-        const A p = exp2_of(slope_coef[k] - reference), factor = factors[k], drop = a.dropout.active ? coef[k] : A(1);
+        const A p = exp_2(slope_coef[k] - reference), factor = factors[k], drop = a.dropout.active ? coef[k] : A(1);
         const A sloped = negative >> t & 1 ? p * a.negative_slope : p;
         sum += p;
         slope_sum += a.mask_on_logit ? sloped * factor : sloped;
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A
         stat[a.heads] = sum;
         stat[2 * a.heads] = slope_sum;
       } else {
-        a.lse[seg.row * a.heads + logit_head] = (top + log2_of(sum)) * A(kLn2);
+        a.lse[seg.row * a.heads + logit_head] = (top + log_2(sum)) * A(kLn2);
         if (save) a.slope_sum[seg.row * a.heads + logit_head] = slope_sum * scale;
       }
     }
@@ -239,9 +240,9 @@ __global__ void __launch_bounds__(kThreads, 2) gat_fwd_kernel(const GatArgs<T, A
 
 // Joins the pieces of every long row in the order of its slots; the last `heads` columns stand for the heads' statistics.
 template <typename T, typename A, typename I>
-__global__ void __launch_bounds__(kThreads) gat_join_kernel(const GatArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads) gat_join_kernel(const GatArgs<T, A, I> a) {
   const int64_t columns = a.heads * a.features;
-  join_long_rows(a.ptr, a.rows, columns + a.heads, [&](int64_t row, int64_t c, int64_t first, int64_t second, int64_t last) {
+  join_long_rows(a.ptr, a.rows, columns + a.heads, a.pieces, [&](int64_t row, int64_t c, int64_t first, int64_t second, int64_t last) {
     const bool statistics = c >= columns;
     const int64_t head = statistics ? c - columns : c / a.features;
     const A* stat = a.partial_stat + head;
@@ -251,7 +252,7 @@ __global__ void __launch_bounds__(kThreads) gat_join_kernel(const GatArgs<T, A, 
     A sum = 0, slope_sum = 0, y = 0, slope_y = 0;
     for (int64_t p = first; p <= last; p = p == first ? second : p + 2) {
       const A* piece = stat + p * 3 * a.heads;
-      const A scale = exp2_of(piece[0] - reference);
+      const A scale = exp_2(piece[0] - reference);
       sum += piece[a.heads] * scale;
       if (statistics) {
         slope_sum += piece[2 * a.heads] * scale;
@@ -262,7 +263,7 @@ __global__ void __launch_bounds__(kThreads) gat_join_kernel(const GatArgs<T, A, 
     }
     const A scale = sum == 0 ? A(0) : A(1) / sum;
     if (statistics) {
-      a.lse[row * a.heads + head] = (top + log2_of(sum)) * A(kLn2);
+      a.lse[row * a.heads + head] = (top + log_2(sum)) * A(kLn2);
       if (a.slope_sum) a.slope_sum[row * a.heads + head] = slope_sum * scale;
     } else {
       a.out[row * columns + c] = static_cast<T>(y * scale);
@@ -283,8 +284,8 @@ struct GatRowArgs {
 // D and da_dst of every row and head, and the record that the edges of the row read. A row without attention gets lse = +inf,
 // which makes every alpha of its edges 0.
 template <typename T, typename A, int VEC>
-__global__ void __launch_bounds__(kThreads) gat_bwd_rows_kernel(const GatRowArgs<T, A> a) {
-  const int in_item = lane_index() % a.lanes, per_block = kThreads / a.lanes, per_warp = kWarp / a.lanes;
+__global__ void __launch_bounds__(kRowThreads) gat_bwd_rows_kernel(const GatRowArgs<T, A> a) {
+  const int in_item = lane_index() % a.lanes, per_block = kRowThreads / a.lanes, per_warp = kWarp / a.lanes;
   for (int64_t first = int64_t{blockIdx.x} * per_block + warp_index() * per_warp; first < a.items;
        first += int64_t{gridDim.x} * per_block) {
     const int64_t item = first + lane_index() / a.lanes;
@@ -313,23 +314,23 @@ __global__ void __launch_bounds__(kThreads) gat_bwd_rows_kernel(const GatRowArgs
 // dz, da_src and dmask. Only the item of a head's first column block computes the head's dot products <dy_i, z_j>, over all
 // columns; the others add their columns of dz.
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads, 8) gat_bwd_edges_kernel(const GatArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kLogits<A>]);
-  ACEFAST_SHARED(shared_dot, A, [kWarpsPerBlock][kLogits<A>]);
-  ACEFAST_SHARED(shared_alpha_mean, A, [kWarpsPerBlock][kLogits<A>]);
-  ACEFAST_SHARED(shared_to_reach, A, [kWarpsPerBlock][kLogits<A>]);
-  ACEFAST_SHARED(shared_to_mask, A, [kWarpsPerBlock][kLogits<A>]);
+  ACEFAST_SHARED(shared_index, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_coef, A, [kRowWarps][kLogits<A>]);
+  ACEFAST_SHARED(shared_dot, A, [kRowWarps][kLogits<A>]);
+  ACEFAST_SHARED(shared_alpha_mean, A, [kRowWarps][kLogits<A>]);
+  ACEFAST_SHARED(shared_to_reach, A, [kRowWarps][kLogits<A>]);
+  ACEFAST_SHARED(shared_to_mask, A, [kRowWarps][kLogits<A>]);
   const HeadLane my(a.layout);
   const int warp = warp_index();
   I *index = shared_index[warp], *id = shared_id[warp];
   A *coef = shared_coef[warp], *dots = shared_dot[warp];
   A *alpha_mean = shared_alpha_mean[warp], *to_reach = shared_to_reach[warp], *to_mask = shared_to_mask[warp];
   const int64_t head_blocks = a.heads_in_turn ? 1 : a.layout.head_blocks, blocks = head_blocks * a.layout.column_blocks;
-  const int64_t items = (2 * a.pieces + a.rows) * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  const int64_t items = (a.pieces.partials() + a.rows) * blocks;
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
     const Segment seg = segment_of(item / blocks, a.ptr, a.rows, a.edges, a.pieces);
     if (seg.partial >= 0 && seg.begin == seg.end) continue;
     const int64_t column_block = item % blocks % a.layout.column_blocks;
@@ -376,7 +377,7 @@ __global__ void __launch_bounds__(kThreads, 2) gat_bwd_edges_kernel(const GatArg
           const Pack<A, 4> stat = load_pack<4>(a.stat + (static_cast<int64_t>(index[edge]) * a.heads + logit_head) * 4);
           const A reach = stat.v[0] + src, slope = reach < 0 ? a.negative_slope : A(1), s = reach * slope;
           const A factor = mask_of(a, static_cast<int64_t>(id[edge]), logit_head), drop = a.dropout.active ? coef[k] : A(1);
-          const A alpha = exp2_of((a.mask_on_logit ? s * factor : s) * A(kLog2e) - stat.v[1]);
+          const A alpha = exp_2((a.mask_on_logit ? s * factor : s) * A(kLog2e) - stat.v[1]);
           coef[k] = (a.mask_on_logit ? alpha : alpha * factor) * drop;
           alpha_mean[k] = alpha * stat.v[2];
           to_reach[k] = a.mask_on_logit ? slope * factor : slope;
@@ -494,7 +495,7 @@ GatArgs<T, A, I> common_args(const GraphArgs& g, const Tensor& z, const Tensor& 
   a.negative_slope = static_cast<A>(negative_slope);
   a.dropout = make_dropout<A>(dropout, seed, step, step_at);
   a.edges = g.n_edges;
-  a.pieces = num_pieces(g.n_edges);
+  a.pieces = pieces_of(g.n_edges);
   a.heads = z.size(1);
   a.features = z.size(2);
   a.mask_per_head = mask && mask->dim() == 2;
@@ -514,20 +515,20 @@ void launch_gat_fwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& z, con
   a.lse = mutable_ptr<A>(lse);
   a.slope_y = save ? mutable_ptr<T>(slope_y) : nullptr;
   a.slope_sum = save ? mutable_ptr<A>(slope_sum) : nullptr;
-  const Tensor partial = new_tensor(z, {2 * a.pieces, a.heads, a.features}, lse.scalar_type());
-  const Tensor partial_slope = new_tensor(z, {save ? 2 * a.pieces : 0, a.heads, a.features}, lse.scalar_type());
-  const Tensor partial_stat = new_tensor(z, {2 * a.pieces, 3, a.heads}, lse.scalar_type());
+  const Tensor partial = new_tensor(z, {a.pieces.partials(), a.heads, a.features}, lse.scalar_type());
+  const Tensor partial_slope = new_tensor(z, {save ? a.pieces.partials() : 0, a.heads, a.features}, lse.scalar_type());
+  const Tensor partial_stat = new_tensor(z, {a.pieces.partials(), 3, a.heads}, lse.scalar_type());
   a.partial = mutable_ptr<A>(partial);
   a.partial_slope = mutable_ptr<A>(partial_slope);
   a.partial_stat = mutable_ptr<A>(partial_stat);
   dispatch_vector<T>(a.features, {a.in, a.out, a.slope_y}, [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.layout = HeadLayout(a.heads, a.features, VEC, kHeads<A>);
-    const int64_t items = (2 * a.pieces + a.rows) * a.layout.head_blocks * a.layout.column_blocks;
-    ACEFAST_LAUNCH((gat_fwd_kernel<T, A, I, VEC>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a);
+    const int64_t items = (a.pieces.partials() + a.rows) * a.layout.head_blocks * a.layout.column_blocks;
+    ACEFAST_LAUNCH((gat_fwd_kernel<T, A, I, VEC>), grid_of(items, kRowWarps), kRowThreads, 0, scope.stream(), a);
   });
-  if (a.pieces > 0) {
-    ACEFAST_LAUNCH((gat_join_kernel<T, A, I>), join_grid(a.rows, a.heads * (a.features + 1)), kThreads, 0, scope.stream(), a);
+  if (a.pieces.count > 0) {
+    ACEFAST_LAUNCH((gat_join_kernel<T, A, I>), join_grid(a.rows, a.heads * (a.features + 1)), kRowThreads, 0, scope.stream(), a);
   }
 }
 
@@ -543,7 +544,7 @@ void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, co
     dispatch_vector<T>(a.features, {rows.dy, rows.y, rows.slope_y}, [&](auto vec) {
       constexpr int VEC = decltype(vec)::value;
       rows.lanes = group_lanes(a.features, VEC);
-      ACEFAST_LAUNCH((gat_bwd_rows_kernel<T, A, VEC>), grid_of(rows.items, kThreads / rows.lanes), kThreads, 0, scope.stream(),
+      ACEFAST_LAUNCH((gat_bwd_rows_kernel<T, A, VEC>), grid_of(rows.items, kRowThreads / rows.lanes), kRowThreads, 0, scope.stream(),
                      rows);
     });
   }
@@ -559,23 +560,23 @@ void launch_gat_bwd(const GraphArgs& g, GatArgs<T, A, I> a, const Tensor& dy, co
   a.da_src = mutable_ptr<A>(da_src);
   a.dmask = need_dmask ? mutable_ptr<A>(dmask) : nullptr;
   a.heads_in_turn = need_dmask && !a.mask_per_head;
-  const Tensor partial = new_tensor(z, {2 * a.pieces, a.heads, a.features}, acc);
-  const Tensor partial_src = new_tensor(z, {2 * a.pieces, a.heads}, acc);
+  const Tensor partial = new_tensor(z, {a.pieces.partials(), a.heads, a.features}, acc);
+  const Tensor partial_src = new_tensor(z, {a.pieces.partials(), a.heads}, acc);
   a.partial = mutable_ptr<A>(partial);
   a.partial_stat = mutable_ptr<A>(partial_src);
   dispatch_vector<T>(a.features, {a.in, a.own, a.out}, [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.layout = HeadLayout(a.heads, a.features, VEC, kHeads<A>);
     const int64_t blocks = (a.heads_in_turn ? 1 : a.layout.head_blocks) * a.layout.column_blocks;
-    ACEFAST_LAUNCH((gat_bwd_edges_kernel<T, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * blocks, kWarpsPerBlock), kThreads, 0,
+    ACEFAST_LAUNCH((gat_bwd_edges_kernel<T, A, I, VEC>), grid_of((a.pieces.partials() + a.rows) * blocks, kRowWarps), kRowThreads, 0,
                    scope.stream(), a);
   });
-  if (a.pieces == 0) return;
+  if (a.pieces.count == 0) return;
   const auto join = [&](auto* out, const A* pieces, int64_t columns) {
     using TOut = std::remove_pointer_t<decltype(out)>;
     if (columns == 0) return;
-    ACEFAST_LAUNCH((spmm_join_kernel<TOut, TOut, A>), join_grid(a.rows, columns), kThreads, 0, scope.stream(), a.ptr, a.rows,
-                   columns, pieces, static_cast<const TOut*>(nullptr), out, static_cast<const A*>(nullptr),
+    ACEFAST_LAUNCH((spmm_join_kernel<TOut, TOut, A>), join_grid(a.rows, columns), kRowThreads, 0, scope.stream(), a.ptr, a.rows,
+                   columns, a.pieces, pieces, static_cast<const TOut*>(nullptr), out, static_cast<const A*>(nullptr),
                    static_cast<const A*>(nullptr));
   };
   join(a.out, a.partial, a.heads * a.features);

@@ -22,8 +22,9 @@ struct GatherArgs {
   const A* slot_scale;     // by idx, or nullptr
   const A* out_scale;      // [rows] or nullptr
   const A* self_weight;    // [rows] or nullptr
-  A* partial;              // [2 * pieces, heads, features]
-  int64_t rows, slots, features, pieces;
+  A* partial;              // [partials, heads, features]
+  int64_t rows, slots, features;
+  Pieces pieces;
   int64_t column_blocks;   // of a head
   int64_t heads = 1;
   int group;               // lanes that share an edge: a power of two up to 32
@@ -50,14 +51,14 @@ inline int64_t column_blocks(int64_t features, int group, int vec) {
   return ceil_div(features, int64_t{group} * vec * (vec == 1 ? 4 : 1));
 }
 
-// Sums kUnroll values, one per edge, over a group's lanes by a fixed tree and hands each total to write(u, total) in one lane:
-// the lanes halve the set of values at the first two steps, so four sums of 32 lanes cost six shuffles and not twenty.
-template <typename A, typename Write>
-__device__ __forceinline__ void sum_edges(const A (&dot)[kUnroll], int group, int in_group, Write write) {
-  static_assert(kUnroll == 4);
-  if (group < 4) {
+// Sums U values, one per edge, over a group's lanes by a fixed tree and hands each total to write(u, total) in one lane: the
+// lanes halve the set of values at the first steps, so four sums of 32 lanes cost six shuffles and not twenty.
+template <typename A, int U, typename Write>
+__device__ __forceinline__ void sum_edges(const A (&dot)[U], int group, int in_group, Write write) {
+  static_assert(U == 2 || U == 4);
+  if (group < U) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < U; ++u) {
       const A total = group_sum(dot[u], group);
       if (in_group == 0) write(u, total);
     }
@@ -65,11 +66,17 @@ __device__ __forceinline__ void sum_edges(const A (&dot)[kUnroll], int group, in
   }
   const int half = group / 2, quarter = group / 4;
   const bool upper = in_group & half, odd = in_group & quarter;
-  const A first = (upper ? dot[2] : dot[0]) + __shfl_xor_sync(kFullMask, upper ? dot[0] : dot[2], half);
-  const A second = (upper ? dot[3] : dot[1]) + __shfl_xor_sync(kFullMask, upper ? dot[1] : dot[3], half);
-  const A mine = (odd ? second : first) + __shfl_xor_sync(kFullMask, odd ? first : second, quarter);
-  const A total = group_sum(mine, quarter);
-  if (in_group % quarter == 0) write(2 * upper + odd, total);
+  const auto halved = [&](A a, A b, bool second, int lanes) {
+    return (second ? b : a) + __shfl_xor_sync(kFullMask, second ? a : b, lanes);
+  };
+  if constexpr (U == 2) {
+    const A total = group_sum(halved(dot[0], dot[1], upper, half), half);
+    if (in_group % half == 0) write(upper, total);
+  } else {
+    const A mine = halved(halved(dot[0], dot[2], upper, half), halved(dot[1], dot[3], upper, half), odd, quarter);
+    const A total = group_sum(mine, quarter);
+    if (in_group % quarter == 0) write(2 * upper + odd, total);
+  }
 }
 
 template <typename TIn, typename TOut, typename A, int VEC>
@@ -85,17 +92,18 @@ __device__ __forceinline__ void finish_columns(const TIn* self_in, TOut* out, in
 }
 
 template <typename TIn, typename TOut, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn, TOut, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads) spmm_fwd_kernel(const GatherArgs<TIn, TOut, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp]);
+  ACEFAST_SHARED(shared_start, int64_t, [kRowWarps][kWarp]);  // where the source's columns of the head begin
+  ACEFAST_SHARED(shared_coef, A, [kRowWarps][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
-  const int64_t width = a.heads * a.features, blocks = a.heads * a.column_blocks;
-  const int64_t items = (2 * a.pieces + a.rows) * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
-    const int64_t head = a.heads == 1 ? 0 : item % blocks / a.column_blocks, block = item % a.column_blocks;
-    const Segment seg = segment_of(item / blocks, a.ptr, a.rows, a.slots, a.pieces);
+  const int64_t width = a.heads * a.features, blocks = a.heads * a.column_blocks, items = a.pieces.partials() + a.rows;
+  const int64_t step = int64_t{gridDim.x} * kRowWarps;
+  for (int64_t of_head = blockIdx.y; of_head < blocks; of_head += gridDim.y)
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += step) {
+    const int64_t head = of_head / a.column_blocks, block = of_head % a.column_blocks;
+    const Segment seg = segment_of(item, a.ptr, a.rows, a.slots, a.pieces);
     if (seg.partial >= 0 && seg.begin == seg.end) continue;
     A acc[R * VEC] = {};
     for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
@@ -116,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
       const unsigned alive = __ballot_sync(kFullMask, live);
       if (live) {
         const int rank = __popc(alive & lanes_below(lane));
-        shared_index[warp][rank] = j;
+        shared_start[warp][rank] = static_cast<int64_t>(j) * width + head * a.features;
         shared_coef[warp][rank] = coef;
       }
       __syncwarp();
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
         for (int u = 0; u < kUnroll; ++u) {
           const int edge = k + u * groups;
           if (edge < count) {
-            const TIn* source = a.in + static_cast<int64_t>(shared_index[warp][edge]) * width + head * a.features;
+            const TIn* source = a.in + shared_start[warp][edge];
 #pragma unroll
             for (int r = 0; r < R; ++r) {
               const int64_t c = column_of<VEC>(block, r, in_group, group);
@@ -175,20 +183,20 @@ __global__ void __launch_bounds__(kThreads) spmm_fwd_kernel(const GatherArgs<TIn
 
 // Adds the pieces of every long row in the order of its slots. A warp looks at 32 rows and takes 32 columns.
 template <typename TIn, typename TOut, typename A>
-__global__ void __launch_bounds__(kThreads)
-    spmm_join_kernel(const int64_t* ptr, int64_t rows, int64_t features, const A* partial, const TIn* in, TOut* out,
+__global__ void __launch_bounds__(kRowThreads)
+    spmm_join_kernel(const int64_t* ptr, int64_t rows, int64_t features, Pieces pieces, const A* partial, const TIn* in, TOut* out,
                      const A* out_scale, const A* self_weight) {
   const int lane = lane_index();
   const int64_t blocks = (features + kWarp - 1) / kWarp, items = (rows + kWarp - 1) / kWarp * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp_index(); item < items;
-       item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp_index(); item < items;
+       item += int64_t{gridDim.x} * kRowWarps) {
     const int64_t first_row = item / blocks * kWarp, c = item % blocks * kWarp + lane;
     const int64_t mine = first_row + lane;
-    unsigned long_rows = __ballot_sync(kFullMask, mine < rows && ptr[min(mine + 1, rows)] - ptr[min(mine, rows)] > kPiece);
+    unsigned long_rows = __ballot_sync(kFullMask, mine < rows && ptr[min(mine + 1, rows)] - ptr[min(mine, rows)] > pieces.size());
     for (; long_rows; long_rows &= long_rows - 1) {
       const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1;
       if (c >= features) continue;
-      const int64_t first = first_partial(ptr[row]), last = last_partial(ptr[row + 1]);
+      const int64_t first = first_partial(ptr[row], pieces), last = last_partial(ptr[row + 1], pieces);
       A sum = partial[first * features + c];
 #pragma unroll 8
       for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) sum += partial[p * features + c];
@@ -202,16 +210,17 @@ __global__ void __launch_bounds__(kThreads)
 template <typename TIn, typename TOut, typename A, typename I>
 void launch_gather(GatherArgs<TIn, TOut, A, I> a, const Tensor& like, const DeviceScope& scope) {
   if (a.rows == 0 || a.heads * a.features == 0) return;
-  a.pieces = num_pieces(a.slots);
+  a.pieces = pieces_of(a.slots);
   const int64_t width = a.heads * a.features;
-  const Tensor partial = new_tensor(like, {2 * a.pieces, width}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  const Tensor partial = new_tensor(like, {a.pieces.partials(), width}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
   a.partial = mutable_ptr<A>(partial);
   const auto run = [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
     a.column_blocks = column_blocks(a.features, a.group, VEC);
-    ACEFAST_LAUNCH((spmm_fwd_kernel<TIn, TOut, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * a.heads * a.column_blocks, kWarpsPerBlock),
-                   kThreads, 0, scope.stream(), a);
+    dim3 grid = grid_of(a.pieces.partials() + a.rows, kRowWarps);
+    grid.y = static_cast<unsigned>(std::min<int64_t>({a.heads * a.column_blocks, 65535, kMostBlocks}));
+    ACEFAST_LAUNCH((spmm_fwd_kernel<TIn, TOut, A, I, VEC>), grid, kRowThreads, 0, scope.stream(), a);
   };
   constexpr int kVec = 16 / sizeof(TIn);
   if (a.features % kVec == 0 && aligned16(a.in) && aligned16(a.out)) {
@@ -219,10 +228,10 @@ void launch_gather(GatherArgs<TIn, TOut, A, I> a, const Tensor& like, const Devi
   } else {
     run(std::integral_constant<int, 1>{});
   }
-  if (a.pieces > 0) {
+  if (a.pieces.count > 0) {
     const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(width, kWarp);
-    ACEFAST_LAUNCH((spmm_join_kernel<TIn, TOut, A>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.rows,
-                   width, a.partial, a.in, a.out, a.out_scale, a.self_weight);
+    ACEFAST_LAUNCH((spmm_join_kernel<TIn, TOut, A>), grid_of(items, kRowWarps), kRowThreads, 0, scope.stream(), a.ptr, a.rows,
+                   width, a.pieces, a.partial, a.in, a.out, a.out_scale, a.self_weight);
   }
 }
 

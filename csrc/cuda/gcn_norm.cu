@@ -15,9 +15,10 @@ __device__ __forceinline__ bool warp_has_item(int64_t item, int64_t items) { ret
 
 // Sum over a row's pieces in the order of its slots.
 template <typename A>
-__device__ __forceinline__ A join_pieces(const A* partial, int64_t begin, int64_t end) {
-  const int64_t first = first_partial(begin), last = last_partial(end);
+__device__ __forceinline__ A join_pieces(const A* partial, int64_t begin, int64_t end, Pieces pieces) {
+  const int64_t first = first_partial(begin, pieces), last = last_partial(end, pieces);
   A sum = partial[first];
+#pragma unroll 8
   for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) sum += partial[p];
   return sum;
 }
@@ -26,12 +27,12 @@ __device__ __forceinline__ A join_pieces(const A* partial, int64_t begin, int64_
 template <typename A, typename I>
 __global__ void __launch_bounds__(kThreads)
     gcn_norm_sum_kernel(const int64_t* ptr, const I* idx, const I* eid, const A* value, const bool* keep, const A* scale,
-                        A* total, A* partial, int64_t rows, int64_t edges, int64_t pieces) {
+                        A* total, A* partial, int64_t rows, int64_t edges, Pieces pieces) {
   const int lane = threadIdx.x % kLanes;
-  const int64_t items = 2 * pieces + rows;
+  const int64_t items = pieces.partials() + rows;
   for (int64_t item = first_item(); warp_has_item(item, items); item += int64_t{gridDim.x} * kSegmentsPerBlock) {
     const bool active = item < items;
-    const Segment seg = active ? segment_of(item, ptr, rows, edges, pieces) : Segment{0, 0, 0, 0};
+    const Segment seg = active ? segment_of<false>(item, ptr, rows, edges, pieces) : Segment{0, 0, 0, 0};
     A sum = 0;
     for (int64_t slot = seg.begin + lane; slot < seg.end; slot += kLanes) {
       const int64_t e = eid ? static_cast<int64_t>(eid[slot]) : slot;
@@ -52,17 +53,18 @@ __global__ void __launch_bounds__(kThreads)
 
 // The row's sum, from its pieces where it is long.
 template <typename A>
-__device__ __forceinline__ A row_total(const int64_t* ptr, const A* total, const A* partial, int64_t row) {
+__device__ __forceinline__ A row_total(const int64_t* ptr, const A* total, const A* partial, int64_t row, Pieces pieces) {
   const int64_t begin = ptr[row], end = ptr[row + 1];
-  return partial && end - begin > kPiece ? join_pieces(partial, begin, end) : total[row];
+  return partial && end - begin > pieces.size() ? join_pieces(partial, begin, end, pieces) : total[row];
 }
 
 // dinv = d^-1/2 where d > 0, else 0; d is the row's sum (total) or its number of slots, plus loops; c_self = dinv^2 loops.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    gcn_norm_dinv_kernel(const int64_t* ptr, const A* total, const A* partial, const A* loops, A* dinv, A* c_self, int64_t rows) {
+    gcn_norm_dinv_kernel(const int64_t* ptr, const A* total, const A* partial, const A* loops, A* dinv, A* c_self, int64_t rows,
+                         Pieces pieces) {
   for (int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x; row < rows; row += int64_t{gridDim.x} * kThreads) {
-    A degree = total ? row_total(ptr, total, partial, row) : static_cast<A>(ptr[row + 1] - ptr[row]);
+    A degree = total ? row_total(ptr, total, partial, row, pieces) : static_cast<A>(ptr[row + 1] - ptr[row]);
     if (loops) degree += loops[row];
     const A inverse = degree > 0 ? A(1) / sqrt(degree) : A(0);
     dinv[row] = inverse;
@@ -74,11 +76,11 @@ __global__ void __launch_bounds__(kThreads)
 template <typename A, typename I>
 __global__ void __launch_bounds__(kThreads)
     gcn_norm_edges_kernel(const int64_t* ptr, const I* idx, const I* eid, const A* by_row, const A* by_idx, const bool* keep,
-                          A* out, int64_t rows, int64_t edges, int64_t pieces) {
+                          A* out, int64_t rows, int64_t edges, Pieces pieces) {
   const int lane = threadIdx.x % kLanes;
-  const int64_t items = 2 * pieces + rows;
+  const int64_t items = pieces.partials() + rows;
   for (int64_t item = first_item(); item < items; item += int64_t{gridDim.x} * kSegmentsPerBlock) {
-    const Segment seg = segment_of(item, ptr, rows, edges, pieces);
+    const Segment seg = segment_of<false>(item, ptr, rows, edges, pieces);
     if (seg.begin == seg.end) continue;
     const A own = by_row[seg.row];
     for (int64_t slot = seg.begin + lane; slot < seg.end; slot += kLanes) {
@@ -93,10 +95,11 @@ __global__ void __launch_bounds__(kThreads)
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
     gcn_norm_bwd_degree_kernel(const int64_t* rowptr, const A* into, const A* into_partial, const int64_t* colptr, const A* out_of,
-                               const A* out_partial, const A* dinv, const A* dc_self, const A* loops, A* dd, int64_t rows) {
+                               const A* out_partial, const A* dinv, const A* dc_self, const A* loops, A* dd, int64_t rows,
+                               Pieces pieces) {
   for (int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x; row < rows; row += int64_t{gridDim.x} * kThreads) {
     const A inverse = dinv[row];
-    A g = row_total(rowptr, into, into_partial, row) + row_total(colptr, out_of, out_partial, row);
+    A g = row_total(rowptr, into, into_partial, row, pieces) + row_total(colptr, out_of, out_partial, row, pieces);
     if (dc_self) g += A(2) * dc_self[row] * loops[row] * inverse;
     dd[row] = A(-0.5) * inverse * inverse * inverse * g;
   }
@@ -114,10 +117,10 @@ template <typename A, typename I>
 RowSums<A> launch_gcn_norm_sum(const int64_t* offsets, const void* idx, const void* eid, const A* value, const bool* keep,
                                const A* scale, int64_t rows, int64_t edges, const Tensor& like, const DeviceScope& scope) {
   const ScalarType dtype = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-  const int64_t pieces = num_pieces(edges);
-  RowSums<A> sums{new_tensor(like, {rows}, dtype), new_tensor(like, {2 * pieces}, dtype)};
+  const Pieces pieces = pieces_of(edges);
+  RowSums<A> sums{new_tensor(like, {rows}, dtype), new_tensor(like, {pieces.partials()}, dtype)};
   if (rows == 0) return sums;
-  ACEFAST_LAUNCH((gcn_norm_sum_kernel<A, I>), grid_of(2 * pieces + rows, kSegmentsPerBlock), kThreads, 0, scope.stream(), offsets,
+  ACEFAST_LAUNCH((gcn_norm_sum_kernel<A, I>), grid_of(pieces.partials() + rows, kSegmentsPerBlock), kThreads, 0, scope.stream(), offsets,
                  static_cast<const I*>(idx), static_cast<const I*>(eid), value, keep, scale, mutable_ptr<A>(sums.total),
                  mutable_ptr<A>(sums.partial), rows, edges, pieces);
   return sums;
@@ -126,8 +129,8 @@ RowSums<A> launch_gcn_norm_sum(const int64_t* offsets, const void* idx, const vo
 template <typename A, typename I>
 void launch_gcn_norm_edges(const GraphArgs& g, const A* by_row, const A* by_col, const bool* keep, A* out, const DeviceScope& scope) {
   if (g.n_edges == 0) return;
-  const int64_t pieces = num_pieces(g.n_edges);
-  ACEFAST_LAUNCH((gcn_norm_edges_kernel<A, I>), grid_of(2 * pieces + g.n_dst, kSegmentsPerBlock), kThreads, 0, scope.stream(), g.rowptr,
+  const Pieces pieces = pieces_of(g.n_edges);
+  ACEFAST_LAUNCH((gcn_norm_edges_kernel<A, I>), grid_of(pieces.partials() + g.n_dst, kSegmentsPerBlock), kThreads, 0, scope.stream(), g.rowptr,
                  static_cast<const I*>(g.col), static_cast<const I*>(g.eid), by_row, by_col, keep, out, g.n_dst, g.n_edges, pieces);
 }
 
@@ -140,7 +143,7 @@ void launch_gcn_norm_fwd(const GraphArgs& g, const OptTensor& mask, const OptTen
     sums = launch_gcn_norm_sum<A, I>(g.rowptr, g.col, g.eid, ptr<A>(mask), ptr<bool>(keep), nullptr, g.n_dst, g.n_edges, c, scope);
   ACEFAST_LAUNCH((gcn_norm_dinv_kernel<A>), grid_of(g.n_dst, kThreads), kThreads, 0, scope.stream(), g.rowptr,
                  sums ? sums->totals() : nullptr, sums ? sums->partials() : nullptr, ptr<A>(loops), mutable_ptr<A>(dinv),
-                 mutable_ptr<A>(c_self), g.n_dst);
+                 mutable_ptr<A>(c_self), g.n_dst, pieces_of(g.n_edges));
   launch_gcn_norm_edges<A, I>(g, ptr<A>(dinv), ptr<A>(dinv), nullptr, mutable_ptr<A>(c), scope);
 }
 
@@ -153,7 +156,7 @@ void launch_gcn_norm_bwd(const GraphArgs& g, const Tensor& dinv, const Tensor& d
   const Tensor dd = new_tensor(dc, {g.n_dst}, dc.scalar_type());
   ACEFAST_LAUNCH((gcn_norm_bwd_degree_kernel<A>), grid_of(g.n_dst, kThreads), kThreads, 0, scope.stream(), g.rowptr, into.totals(),
                  into.partials(), g.colptr, out_of.totals(), out_of.partials(), ptr<A>(dinv), ptr<A>(dc_self), ptr<A>(loops),
-                 mutable_ptr<A>(dd), g.n_dst);
+                 mutable_ptr<A>(dd), g.n_dst, pieces_of(g.n_edges));
   launch_gcn_norm_edges<A, I>(g, ptr<A>(dd), nullptr, ptr<bool>(keep), mutable_ptr<A>(dmask), scope);
 }
 

@@ -23,8 +23,10 @@ struct Column {
   A weighted = 0;     // softmax: of exp2(exponent - top) * message
   int64_t arg = -1;   // max: edge of the largest message
 
+  __device__ __forceinline__ bool behind(A exponent) const { return exponent > top + A(kAhead); }
+
   __device__ __forceinline__ void raise(A exponent) {
-    if (exponent > top + A(kAhead)) {
+    if (behind(exponent)) {
       const A scale = exp_2(top - exponent);
       sum *= scale;
       weighted *= scale;
@@ -104,8 +106,8 @@ struct GenFwdArgs : GenArgs<T> {
   T* y;                  // [rows, features]
   A* lse;                // [rows, features], softmax
   void* arg;             // [rows, features], max
-  A* partial;            // [2 * pieces, kValues, features]
-  int64_t* partial_arg;  // [2 * pieces, features], max
+  A* partial;            // [partials, kValues, features]
+  int64_t* partial_arg;  // [partials, features], max
   bool power;
 };
 
@@ -117,6 +119,7 @@ __device__ __forceinline__ void finish_gen(const GenFwdArgs<T>& a, int64_t row, 
   const A absent = a.removed ? static_cast<A>(a.removed[row]) : A(0);
   Pack<T, VEC> y;
   Pack<A, VEC> lse;
+#pragma unroll
   for (int v = 0; v < VEC; ++v) {
     Column<KIND, A>& state = column[v];
     A result = 0;
@@ -152,22 +155,33 @@ __device__ __forceinline__ void finish_gen(const GenFwdArgs<T>& a, int64_t row, 
   if constexpr (KIND == kSoftmax) store_pack(a.lse + row * a.features + c, lse);
 }
 
-// ENCODED: for calls with an encoder. Kernels of single columns (VEC = 1) are compiled with it alone and serve all calls.
-template <typename T, int KIND, bool ENCODED, int VEC>
-__global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a) {
+// A kept edge of a warp: where its source's row begins.
+template <typename A>
+struct Slot {
+  int64_t start;
+  A mask;
+};
+
+// Blocks that a multiprocessor has registers for: as many as fit without spilling.
+template <int KIND, int EDGE, int VEC>
+constexpr int kResident = EDGE != kNoEdge ? 8 : VEC == 8 ? (KIND == kSoftmax ? 7 : 10) : KIND == kSoftmax ? 12 : 16;
+
+template <typename T, int KIND, int EDGE, int VEC>
+__global__ void __launch_bounds__(kRowThreads, kResident<KIND, EDGE, VEC>) gen_fwd_kernel(const GenFwdArgs<T> a) {
   using A = acc_t<T>;
-  ACEFAST_SHARED(shared_index, int64_t, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, int64_t, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_mask, A, [kWarpsPerBlock][kWarp]);
+  using Mine = Slot<A>;
+  constexpr bool ENCODED = EDGE == kEncoded;
+  ACEFAST_SHARED(shared_slot, Mine, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, int64_t, [kRowWarps][kWarp]);
   using Four = Quad<A>;
   ACEFAST_SHARED(shared_weight, Four, [kWeightQuads<A, VEC, ENCODED>]);
-  ACEFAST_SHARED(shared_raw, Four, [kWarpsPerBlock][kRawQuads<A, ENCODED>]);
-  const bool encoded = ENCODED && (VEC > 1 || a.encoded);
+  ACEFAST_SHARED(shared_raw, Four, [kRowWarps][kRawQuads<A, ENCODED>]);
+  const bool encoded = ENCODED && (VEC > 1 || a.encoded), widened = EDGE == kEdge || (ENCODED && VEC == 1 && !a.encoded && a.edge);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   A* tile = reinterpret_cast<A*>(shared_weight);
   A* raw = reinterpret_cast<A*>(shared_raw[warp]);
-  const int64_t items = 2 * a.pieces + a.rows;
+  const int64_t items = a.pieces.partials() + a.rows;
   for (int64_t block = blockIdx.y; block < a.column_blocks; block += gridDim.y) {
     if (encoded) {
       load_weight(a, block, group * VEC, tile);
@@ -175,13 +189,15 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
     }
     const int64_t c = (block * group + in_group) * VEC;  // the lane's columns: c to c + VEC - 1
     const bool inside = c < a.features;
+    const T* x = a.x + (inside ? c : 0);  // lanes outside follow the first one
     A factor[VEC], bias[VEC];
     load_columns<VEC>(a.param, c, a.features, factor);
     load_columns<VEC>(a.bias, c, a.features, bias);
     if constexpr (KIND == kSoftmax) {
+#pragma unroll
       for (int v = 0; v < VEC; ++v) factor[v] *= A(kLog2e);
     }
-    for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+    for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
       const Segment seg = segment_of(item, a.ptr, a.rows, a.slots, a.pieces);
       if (seg.partial >= 0 && seg.begin == seg.end) continue;
       Column<KIND, A> state[VEC];
@@ -196,9 +212,8 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
         const unsigned alive = __ballot_sync(kFullMask, live);
         if (live) {
           const int rank = __popc(alive & lanes_below(lane));
-          shared_index[warp][rank] = a.idx[slot];
+          shared_slot[warp][rank] = {a.idx[slot] * a.features, a.mask ? a.mask[e] : A(1)};
           shared_id[warp][rank] = e;
-          shared_mask[warp][rank] = a.mask ? a.mask[e] : A(1);
         }
         __syncwarp();
         const int count = __popc(alive);
@@ -208,38 +223,45 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
         }
         for (int turn = my_group; turn < count; turn += groups * kUnroll) {
           int edge[kUnroll];
-          A message[kUnroll][VEC];
+          A message[kUnroll][VEC], mask[kUnroll];
           Pack<T, VEC> value[kUnroll], extra[kUnroll];
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
             edge[u] = turn + u * groups < count ? turn + u * groups : turn;
-            value[u] = {};
+            const Mine mine = shared_slot[warp][edge[u]];
+            mask[u] = mine.mask;
+            value[u] = load_pack<VEC>(x + mine.start);
             extra[u] = {};
-            if (inside) {
-              value[u] = load_pack<VEC>(a.x + shared_index[warp][edge[u]] * a.features + c);
-              if (!encoded && a.edge) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
-            }
+            if (widened && inside) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
           }
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-            for (int v = 0; v < VEC; ++v)
-              message[u][v] = to_acc(value[u].v[v]) + (encoded ? bias[v] : to_acc(extra[u].v[v]));
+            for (int v = 0; v < VEC; ++v) {
+              message[u][v] = to_acc(value[u].v[v]);
+              if (encoded) message[u][v] += bias[v];
+              if (widened) message[u][v] += to_acc(extra[u].v[v]);
+            }
           }
           if (encoded) encode<T, VEC>(a, c, in_group, tile, raw, shared_id[warp], edge, message);
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
-            const A mask = shared_mask[warp][edge[u]];
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) message[u][v] = ((message[u][v] < 0 ? A(0) : message[u][v]) + a.eps) * mask;
+            for (int v = 0; v < VEC; ++v) message[u][v] = ((message[u][v] < 0 ? A(0) : message[u][v]) + a.eps) * mask[u];
           }
           if constexpr (KIND == kSoftmax) {  // absent edges repeat the first one
+            A exponent[VEC];
+            bool ahead = false;
 #pragma unroll
             for (int v = 0; v < VEC; ++v) {
-              A exponent = factor[v] * message[0][v];
+              exponent[v] = factor[v] * message[0][v];
 #pragma unroll
-              for (int u = 1; u < kUnroll; ++u) exponent = max(exponent, factor[v] * message[u][v]);
-              state[v].raise(exponent);
+              for (int u = 1; u < kUnroll; ++u) exponent[v] = max(exponent[v], factor[v] * message[u][v]);
+              ahead |= state[v].behind(exponent[v]);
+            }
+            if (ahead) {
+#pragma unroll
+              for (int v = 0; v < VEC; ++v) state[v].raise(exponent[v]);
             }
           }
 #pragma unroll
@@ -261,6 +283,7 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
       if (seg.partial < 0) {
         finish_gen<T, KIND, VEC>(a, seg.row, c, state);
       } else {
+#pragma unroll
         for (int v = 0; v < VEC; ++v)
           state[v].store(a.partial + seg.partial * Column<KIND, A>::kValues * a.features + c + v,
                          a.partial_arg + seg.partial * a.features + c + v, a.features);
@@ -272,25 +295,29 @@ __global__ void __launch_bounds__(kThreads) gen_fwd_kernel(const GenFwdArgs<T> a
 
 // Merges the pieces of every long row in the order of its slots. A warp looks at 32 rows and takes 32 columns.
 template <typename T, int KIND>
-__global__ void __launch_bounds__(kThreads) gen_join_kernel(const GenFwdArgs<T> a) {
+__global__ void __launch_bounds__(kRowThreads) gen_join_kernel(const GenFwdArgs<T> a) {
   using State = Column<KIND, acc_t<T>>;
   const int lane = lane_index();
   const int64_t blocks = (a.features + kWarp - 1) / kWarp, items = (a.rows + kWarp - 1) / kWarp * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp_index(); item < items;
-       item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp_index(); item < items;
+       item += int64_t{gridDim.x} * kRowWarps) {
     const int64_t first_row = item / blocks * kWarp, c = item % blocks * kWarp + lane;
     const int64_t mine = first_row + lane;
     const int64_t slots = a.ptr[min(mine + 1, a.rows)] - a.ptr[min(mine, a.rows)];
-    unsigned long_rows = __ballot_sync(kFullMask, mine < a.rows && slots > kPiece);
+    unsigned long_rows = __ballot_sync(kFullMask, mine < a.rows && slots > a.pieces.size());
     for (; long_rows; long_rows &= long_rows - 1) {
       const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1;
       if (c >= a.features) continue;
-      const int64_t first = first_partial(a.ptr[row]), last = last_partial(a.ptr[row + 1]);
+      const int64_t first = first_partial(a.ptr[row], a.pieces), last = last_partial(a.ptr[row + 1], a.pieces);
       const auto piece = [&](int64_t p) {
         return State::load(a.partial + p * State::kValues * a.features + c, a.partial_arg + p * a.features + c, a.features);
       };
       State state = piece(first);
-#pragma unroll 4
+      if constexpr (KIND == kSoftmax) {  // the reference first, so that the sums do not wait for each other's
+#pragma unroll 8
+        for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) state.raise(a.partial[p * State::kValues * a.features + c]);
+      }
+#pragma unroll 8
       for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) state.merge(piece(p));
       finish_gen<T, KIND, 1>(a, row, c, &state);
     }
@@ -300,32 +327,32 @@ __global__ void __launch_bounds__(kThreads) gen_join_kernel(const GenFwdArgs<T> 
 template <typename T, int KIND>
 void launch_gen_fwd(GenFwdArgs<T> a, const Tensor& x, const DeviceScope& scope) {
   using A = acc_t<T>;
-  a.pieces = num_pieces(a.slots);
-  const Tensor partial = new_tensor(x, {2 * a.pieces, Column<KIND, A>::kValues, a.features}, acc_type(x.scalar_type()));
-  const Tensor partial_arg = new_tensor(x, {KIND == kMax ? 2 * a.pieces : 0, a.features}, ScalarType::Long);
+  a.pieces = pieces_of(a.slots);
+  const Tensor partial = new_tensor(x, {a.pieces.partials(), Column<KIND, A>::kValues, a.features}, acc_type(x.scalar_type()));
+  const Tensor partial_arg = new_tensor(x, {KIND == kMax ? a.pieces.partials() : 0, a.features}, ScalarType::Long);
   a.partial = mutable_ptr<A>(partial);
   a.partial_arg = mutable_ptr<int64_t>(partial_arg);
   constexpr int kVec = kGenVec<T>;
   const bool whole = a.features % kVec == 0 && aligned16(a.x) && aligned16(a.y) && aligned16(a.lse) &&
                      (a.encoded || aligned16(a.edge));
-  const auto run = [&](auto encoded, auto vec) {
-    constexpr bool ENCODED = decltype(encoded)::value;
+  const auto run = [&](auto edge, auto vec) {
+    constexpr int EDGE = decltype(edge)::value;
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
     a.column_blocks = ceil_div(a.features, int64_t{a.group} * VEC);
-    dim3 grid = grid_of(2 * a.pieces + a.rows, kWarpsPerBlock);
+    dim3 grid = grid_of(a.pieces.partials() + a.rows, kRowWarps);
     grid.y = static_cast<unsigned>(std::min<int64_t>({a.column_blocks, 65535, kMostBlocks}));
-    ACEFAST_LAUNCH((gen_fwd_kernel<T, KIND, ENCODED, VEC>), grid, kThreads, 0, scope.stream(), a);
+    ACEFAST_LAUNCH((gen_fwd_kernel<T, KIND, EDGE, VEC>), grid, kRowThreads, 0, scope.stream(), a);
   };
   using Whole = std::integral_constant<int, kVec>;
   if (!whole || kVec == 1) {
-    run(std::true_type{}, std::integral_constant<int, 1>{});
+    run(std::integral_constant<int, kEncoded>{}, std::integral_constant<int, 1>{});
   } else if constexpr (kVec > 1) {
-    dispatch_bool(a.encoded, [&](auto encoded) { run(encoded, Whole{}); });
+    dispatch_edge(a, [&](auto edge) { run(edge, Whole{}); });
   }
-  if (a.pieces > 0) {
+  if (a.pieces.count > 0) {
     const int64_t items = ceil_div(a.rows, kWarp) * ceil_div(a.features, kWarp);
-    ACEFAST_LAUNCH((gen_join_kernel<T, KIND>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a);
+    ACEFAST_LAUNCH((gen_join_kernel<T, KIND>), grid_of(items, kRowWarps), kRowThreads, 0, scope.stream(), a);
   }
 }
 

@@ -6,16 +6,12 @@
 
 namespace acefast {
 
+// What a message has of its edge: nothing, features as wide as x, or raw ones through the encoder. Kernels of single columns are
+// compiled for the last alone and serve all calls.
+enum GenEdge { kNoEdge, kEdge, kEncoded };
 enum GenAggr { kAggrSum, kAggrSoftmax, kAggrSoftmaxSg, kAggrPower, kAggrMax };
 
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 constexpr double kPowerLow = 1e-7, kPowerHigh = 10;
-
-__device__ __forceinline__ float exp_2(float v) { return exp2f(v); }
-__device__ __forceinline__ float log_2(float v) { return log2f(v); }
-// Not inlined: unrolled copies of the double functions are most of the compiler's time.
-__attribute__((noinline)) __device__ inline double exp_2(double v) { return exp2(v); }
-__attribute__((noinline)) __device__ inline double log_2(double v) { return log2(v); }
 
 template <typename A>
 __device__ __forceinline__ A power_clamp(A v) {
@@ -49,7 +45,8 @@ struct GenArgs {
   const A* param;      // [features] or nullptr
   const A* row_scale;  // [n_dst] or nullptr
   const int64_t* removed;  // [n_dst] or nullptr
-  int64_t rows, slots, features, depth, pieces;
+  int64_t rows, slots, features, depth;
+  Pieces pieces;
   int64_t column_blocks;
   int group;
   A eps;
@@ -79,7 +76,7 @@ template <typename T>
 __device__ __forceinline__ void load_weight(const GenArgs<T>& a, int64_t block, int columns, acc_t<T>* tile) {
   if (a.depth > kDepth<acc_t<T>>) return;
   const int depth = static_cast<int>(a.depth);
-  for (int n = threadIdx.x; n < columns * padded_depth(depth); n += kThreads) {
+  for (int n = threadIdx.x; n < columns * padded_depth(depth); n += kRowThreads) {
     const int d = n / columns;
     const int64_t c = block * columns + n % columns;
     tile[n] = d < depth && c < a.features ? a.weight[c * depth + d] : acc_t<T>(0);
@@ -98,22 +95,21 @@ __device__ __forceinline__ void load_raw(const GenArgs<T>& a, const int64_t* id,
 }
 
 // pre[u] += weight raw_u for the lane's columns from c on; edges edge[u] of the warp's list.
-template <typename T, int VEC>
+template <typename T, int VEC, int U>
 __device__ __forceinline__ void encode(const GenArgs<T>& a, int64_t c, int in_group, const acc_t<T>* tile,
-                                       const acc_t<T>* raw, const int64_t* id, const int (&edge)[kUnroll],
-                                       acc_t<T> (&pre)[kUnroll][VEC]) {
+                                       const acc_t<T>* raw, const int64_t* id, const int (&edge)[U], acc_t<T> (&pre)[U][VEC]) {
   using A = acc_t<T>;
   if (a.depth <= kDepth<A>) {
     const int columns = a.group * VEC, stride = padded_depth(a.depth);
     for (int d = 0; d < stride; d += 4) {
-      Quad<A> f[kUnroll];
+      Quad<A> f[U];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) f[u] = load_pack<4>(raw + edge[u] * stride + d);
+      for (int u = 0; u < U; ++u) f[u] = load_pack<4>(raw + edge[u] * stride + d);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const Pack<A, VEC> w = load_pack<VEC>(tile + (d + n) * columns + in_group * VEC);
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
+        for (int u = 0; u < U; ++u) {
 #pragma unroll
           for (int v = 0; v < VEC; ++v) pre[u][v] += f[u].v[n] * w.v[v];
         }
@@ -127,11 +123,23 @@ __device__ __forceinline__ void encode(const GenArgs<T>& a, int64_t c, int in_gr
 #pragma unroll
     for (int v = 0; v < VEC; ++v) w[v] = c < a.features ? a.weight[(c + v) * a.depth + d] : A(0);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < U; ++u) {
       const A f = to_acc(a.edge[id[edge[u]] * a.depth + d]);
 #pragma unroll
       for (int v = 0; v < VEC; ++v) pre[u][v] += f * w[v];
     }
+  }
+}
+
+// Calls run(std::integral_constant<int, EDGE>) for a call's edges.
+template <typename T, typename Run>
+void dispatch_edge(const GenArgs<T>& a, Run&& run) {
+  if (a.encoded) {
+    run(std::integral_constant<int, kEncoded>{});
+  } else if (a.edge) {
+    run(std::integral_constant<int, kEdge>{});
+  } else {
+    run(std::integral_constant<int, kNoEdge>{});
   }
 }
 

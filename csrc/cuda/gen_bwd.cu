@@ -8,9 +8,11 @@
 namespace acefast {
 namespace {
 
-enum Kind { kSum, kSoftmax, kPower };  // of kernels; kSum serves the maximum as well: dy where the edge gave it, else 0
+// Of kernels. kSum serves the maximum as well: dy where the edge gave it, else 0. kShare is the softmax whose weights are constant,
+// where param has no gradient: it needs no y.
+enum Kind { kSum, kSoftmax, kShare, kPower };
 
-constexpr int64_t kSumBlocks = std::min<int64_t>(1024, kMostBlocks);  // blocks where sums over all edges are asked for
+constexpr int64_t kSumBlocks = std::min<int64_t>(4096, kMostBlocks);  // blocks where sums over all edges are asked for
 constexpr int kDepthTile = 8;                                         // raw features of a pass with the weight's gradient
 enum { kParamSum, kBiasSum, kWeightSum };                             // rows of the sums: param, bias, weight [depth]
 
@@ -24,7 +26,7 @@ struct GenBwdArgs : GenArgs<T> {
   T* dx;         // [n_src, features] or nullptr
   A* dmask;      // [E] or nullptr
   T* dedge;      // [E, features] or nullptr
-  A* partial;    // [2 * pieces, features], with dx
+  A* partial;    // [partials, features], with dx
   A* sums;       // [blocks, sum_rows, features] or nullptr
   int64_t sum_rows;
   bool constant_beta, need_dweight, need_dparam, all_edges;
@@ -41,7 +43,7 @@ template <typename T, int KIND, int VEC>
 __device__ __forceinline__ void load_destination(const GenBwdArgs<T>& a, int64_t at, Destination<T, KIND, VEC>& d) {
   d.dy = load_pack<VEC>(a.dy + at);
   if constexpr (KIND == kSoftmax || KIND == kPower) d.y = load_pack<VEC>(a.y + at);
-  if constexpr (KIND == kSoftmax) d.lse = load_pack<VEC>(a.lse + at);
+  if constexpr (KIND == kSoftmax || KIND == kShare) d.lse = load_pack<VEC>(a.lse + at);
 }
 
 // The gradient of a message, and its share in that of param (to be multiplied by ln 2 / p for the power mean). A removed
@@ -54,6 +56,8 @@ __device__ __forceinline__ acc_t<T> message_gradient(const GenBwdArgs<T>& a, con
   const A g = to_acc(d.dy.v[v]);
   if constexpr (KIND == kSum) {
     return scale * g;
+  } else if constexpr (KIND == kShare) {
+    return g * exp_2(A(kLog2e) * (param * message - d.lse.v[v]));
   } else if constexpr (KIND == kSoftmax) {
     const A share = g * exp_2(A(kLog2e) * (param * message - d.lse.v[v]));
     const A beyond = message - to_acc(d.y.v[v]);
@@ -82,37 +86,49 @@ __device__ __forceinline__ void store_block_sum(const GenBwdArgs<T>& a, int64_t 
     if (lane < group) shared[warp_index()][lane * VEC + v] = value[v];
   }
   __syncthreads();
-  for (int n = threadIdx.x; n < columns; n += kThreads) {
+  for (int n = threadIdx.x; n < columns; n += kRowThreads) {
     const int64_t c = block * columns + n;
     if (c >= a.features) continue;
     A sum = 0;
-    for (int warp = 0; warp < kWarpsPerBlock; ++warp) sum += shared[warp][n];
+    for (int warp = 0; warp < kRowWarps; ++warp) sum += shared[warp][n];
     a.sums[(blockIdx.x * a.sum_rows + row) * a.features + c] = sum;
   }
   __syncthreads();
 }
 
-// ENCODED: for calls with an encoder. Kernels of single columns (VEC = 1) are compiled with it alone and serve all calls.
-template <typename T, int KIND, bool ENCODED, int VEC>
-__global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a) {
+// An edge of a warp: where its destination's row begins.
+template <typename A>
+struct Slot {
+  int64_t start;
+  A mask;
+  bool kept;
+};
+
+// Edges that a group of lanes has in flight.
+template <int KIND, int EDGE>
+constexpr int kEdges = EDGE == kNoEdge && KIND != kSoftmax ? 4 : 2;
+
+template <typename T, int KIND, int EDGE, int VEC>
+__global__ void __launch_bounds__(kRowThreads, EDGE != kNoEdge ? 6 : KIND == kPower ? 8 : 10) gen_bwd_kernel(const GenBwdArgs<T> a) {
   using A = acc_t<T>;
+  using Mine = Slot<A>;
+  constexpr int U = kEdges<KIND, EDGE>;
+  constexpr bool ENCODED = EDGE == kEncoded;
   constexpr bool kHasParam = KIND == kSoftmax || KIND == kPower;
   constexpr int kTile = ENCODED ? kDepthTile : 1;
-  ACEFAST_SHARED(shared_index, int64_t, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, int64_t, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_mask, A, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_scale, A, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_kept, bool, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_sum, A, [kWarpsPerBlock][kWarp * VEC]);
+  ACEFAST_SHARED(shared_slot, Mine, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, int64_t, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_scale, A, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_sum, A, [kRowWarps][kWarp * VEC]);
   using Four = Quad<A>;
   ACEFAST_SHARED(shared_weight, Four, [kWeightQuads<A, VEC, ENCODED>]);
-  ACEFAST_SHARED(shared_raw, Four, [kWarpsPerBlock][kRawQuads<A, ENCODED>]);
-  const bool encoded = ENCODED && (VEC > 1 || a.encoded);
+  ACEFAST_SHARED(shared_raw, Four, [kRowWarps][kRawQuads<A, ENCODED>]);
+  const bool encoded = ENCODED && (VEC > 1 || a.encoded), widened = EDGE == kEdge || (ENCODED && VEC == 1 && !a.encoded && a.edge);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   A* tile = reinterpret_cast<A*>(shared_weight);
   A* raw = reinterpret_cast<A*>(shared_raw[warp]);
-  const int64_t items = 2 * a.pieces + a.rows;
+  const int64_t items = a.pieces.partials() + a.rows;
   const int64_t tiles = encoded && a.need_dweight ? max((a.depth + kTile - 1) / kTile, int64_t{1}) : 1;
   for (int64_t pass = 0; pass < a.column_blocks * tiles; ++pass) {
     const int64_t block = pass / tiles, first_raw = pass % tiles * kTile;
@@ -123,10 +139,11 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
     }
     const int64_t c = (block * group + in_group) * VEC;  // the lane's columns: c to c + VEC - 1
     const bool inside = c < a.features;
+    const int64_t column = inside ? c : 0;  // lanes outside read what the first one does
     A param[VEC], bias[VEC], dparam[VEC] = {}, dbias[VEC] = {}, dweight[kTile][VEC] = {};
     load_columns<VEC>(a.param, c, a.features, param);
     load_columns<VEC>(a.bias, c, a.features, bias);
-    for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+    for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
       const Segment seg = segment_of(item, a.ptr, a.rows, a.slots, a.pieces);
       if (seg.partial >= 0 && seg.begin == seg.end) continue;
       A mine[VEC], acc[VEC] = {};  // x_j and the bias; dx_j
@@ -148,11 +165,9 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
         if (visit) {
           const int rank = __popc(visited & lanes_below(lane));
           const int64_t i = a.idx[slot];
-          shared_index[warp][rank] = i;
+          shared_slot[warp][rank] = {i * a.features, kept && a.mask ? a.mask[e] : A(1), kept};
           shared_id[warp][rank] = e;
-          shared_mask[warp][rank] = kept && a.mask ? a.mask[e] : A(1);
           shared_scale[warp][rank] = a.row_scale ? a.row_scale[i] : A(1);
-          shared_kept[warp][rank] = kept;
         }
         __syncwarp();
         const int count = __popc(visited);
@@ -161,43 +176,42 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
           __syncwarp();
         }
         // Every lane makes every turn: the mask's gradient is summed across the group.
-        for (int turn = 0; turn < count; turn += groups * kUnroll) {
-          int edge[kUnroll];
-          Destination<T, KIND, VEC> there[kUnroll];
-          Pack<T, VEC> extra[kUnroll];
-          A pre[kUnroll][VEC], dot[kUnroll];
+        for (int turn = 0; turn < count; turn += groups * U) {
+          int edge[U];
+          Mine slots[U];
+          Destination<T, KIND, VEC> there[U];
+          Pack<T, VEC> extra[U];
+          A pre[U][VEC], dot[U];
 #pragma unroll
-          for (int u = 0; u < kUnroll; ++u) {
+          for (int u = 0; u < U; ++u) {
             edge[u] = min(turn + my_group + u * groups, count - 1);
-            there[u] = {};
+            slots[u] = shared_slot[warp][edge[u]];
+            load_destination<T, KIND, VEC>(a, slots[u].start + column, there[u]);
             extra[u] = {};
-            if (inside) {
-              load_destination<T, KIND, VEC>(a, shared_index[warp][edge[u]] * a.features + c, there[u]);
-              if (!encoded && a.edge) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
-            }
+            if (widened && inside) extra[u] = load_pack<VEC>(a.edge + shared_id[warp][edge[u]] * a.features + c);
           }
           if (KIND == kSum && a.arg.data && inside) {
 #pragma unroll
-            for (int u = 0; u < kUnroll; ++u) {
+            for (int u = 0; u < U; ++u) {
 #pragma unroll
               for (int v = 0; v < VEC; ++v) {
-                const int64_t arg = a.arg[shared_index[warp][edge[u]] * a.features + c + v];
+                const int64_t arg = a.arg[slots[u].start + c + v];
                 if (arg != shared_id[warp][edge[u]]) there[u].dy.v[v] = T(0);
               }
             }
           }
 #pragma unroll
-          for (int u = 0; u < kUnroll; ++u) {
+          for (int u = 0; u < U; ++u) {
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) pre[u][v] = mine[v] + (encoded ? A(0) : to_acc(extra[u].v[v]));
+            for (int v = 0; v < VEC; ++v) pre[u][v] = widened ? mine[v] + to_acc(extra[u].v[v]) : mine[v];
           }
           if (encoded) encode<T, VEC>(a, c, in_group, tile, raw, shared_id[warp], edge, pre);
 #pragma unroll
-          for (int u = 0; u < kUnroll; ++u) {
+          for (int u = 0; u < U; ++u) {
             dot[u] = 0;
             if (!inside || turn + my_group + u * groups >= count) continue;
-            const A mask = shared_mask[warp][edge[u]], scale = shared_scale[warp][edge[u]];
-            const bool kept = shared_kept[warp][edge[u]];
+            const A mask = slots[u].mask, scale = shared_scale[warp][edge[u]];
+            const bool kept = slots[u].kept;
             const int64_t id = shared_id[warp][edge[u]];
             A dpre[VEC];
             Pack<T, VEC> result;
@@ -214,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) gen_bwd_kernel(const GenBwdArgs<T> a
               if (encoded) dbias[v] += dpre[v];
               result.v[v] = static_cast<T>(dpre[v]);
             }
-            if (!encoded && a.dedge && kept) store_pack(a.dedge + id * a.features + c, result);
+            if (widened && a.dedge && kept) store_pack(a.dedge + id * a.features + c, result);
             if (encoded && a.need_dweight && kept) {
 #pragma unroll
               for (int d = 0; d < kTile; ++d) {
@@ -346,11 +360,11 @@ void launch_gen_bwd(GenBwdArgs<T> a, int64_t n_dst, const Tensor& x, const Tenso
                     const DeviceScope& scope) {
   using A = acc_t<T>;
   const ScalarType acc = acc_type(x.scalar_type());
-  a.pieces = num_pieces(a.slots);
-  const Tensor partial = new_tensor(x, {a.dx ? 2 * a.pieces : 0, a.features}, acc);
+  a.pieces = pieces_of(a.slots);
+  const Tensor partial = new_tensor(x, {a.dx ? a.pieces.partials() : 0, a.features}, acc);
   a.partial = mutable_ptr<A>(partial);
-  const int64_t items = 2 * a.pieces + a.rows;
-  dim3 grid = grid_of(items, kWarpsPerBlock);
+  const int64_t items = a.pieces.partials() + a.rows;
+  dim3 grid = grid_of(items, kRowWarps);
   if (a.need_dparam || a.need_dweight) grid.x = static_cast<unsigned>(std::min<int64_t>(grid.x, kSumBlocks));
   a.sum_rows = a.need_dweight ? kWeightSum + a.depth : a.need_dparam ? 1 : 0;
   const Tensor sums = new_tensor(x, {a.sum_rows > 0 ? int64_t{grid.x} : 0, a.sum_rows, a.features}, acc);
@@ -358,23 +372,23 @@ void launch_gen_bwd(GenBwdArgs<T> a, int64_t n_dst, const Tensor& x, const Tenso
   constexpr int kVec = kGenVec<A>;
   const bool whole = a.features % kVec == 0 && aligned16(a.dy) && aligned16(a.y) && aligned16(a.lse) && aligned16(a.x) &&
                      aligned16(a.dx) && (a.encoded || (aligned16(a.edge) && aligned16(a.dedge)));
-  const auto run = [&](auto encoded, auto vec) {
-    constexpr bool ENCODED = decltype(encoded)::value;
+  const auto run = [&](auto edge, auto vec) {
+    constexpr int EDGE = decltype(edge)::value;
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
     a.column_blocks = ceil_div(a.features, int64_t{a.group} * VEC);
-    ACEFAST_LAUNCH((gen_bwd_kernel<T, KIND, ENCODED, VEC>), grid, kThreads, 0, scope.stream(), a);
+    ACEFAST_LAUNCH((gen_bwd_kernel<T, KIND, EDGE, VEC>), grid, kRowThreads, 0, scope.stream(), a);
   };
   using Whole = std::integral_constant<int, kVec>;
   if (!whole || kVec == 1) {
-    run(std::true_type{}, std::integral_constant<int, 1>{});
+    run(std::integral_constant<int, kEncoded>{}, std::integral_constant<int, 1>{});
   } else if constexpr (kVec > 1) {
-    dispatch_bool(a.encoded, [&](auto encoded) { run(encoded, Whole{}); });
+    dispatch_edge(a, [&](auto edge) { run(edge, Whole{}); });
   }
-  if (a.dx && a.pieces > 0) {
+  if (a.dx && a.pieces.count > 0) {
     const int64_t tasks = ceil_div(a.rows, kWarp) * ceil_div(a.features, kWarp);
-    ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), grid_of(tasks, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.rows,
-                   a.features, a.partial, static_cast<const T*>(nullptr), a.dx, static_cast<const A*>(nullptr),
+    ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), grid_of(tasks, kRowWarps), kRowThreads, 0, scope.stream(), a.ptr, a.rows,
+                   a.features, a.pieces, a.partial, static_cast<const T*>(nullptr), a.dx, static_cast<const A*>(nullptr),
                    static_cast<const A*>(nullptr));
   }
   if (!a.sums) return;
@@ -454,7 +468,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gen_bwd(
     a.need_dparam = has_dparam;
     a.all_edges = all_edges && need_dmask && (aggr == kAggrSum || (softmax && removed));
     if (largest) a.row_scale = nullptr;
-    if (softmax) {
+    if (softmax && a.constant_beta && !has_dparam) {
+      launch_gen_bwd<T, kShare>(a, g.n_dst, x, dparam, dedge, dbias, scope);
+    } else if (softmax) {
       launch_gen_bwd<T, kSoftmax>(a, g.n_dst, x, dparam, dedge, dbias, scope);
     } else if (aggr == kAggrPower) {
       launch_gen_bwd<T, kPower>(a, g.n_dst, x, dparam, dedge, dbias, scope);

@@ -1,6 +1,9 @@
 // masked_linear on CUDA for dense x: the masked weight is formed once and the products are torch's (cuBLAS), see csrc/ops.h.
 #include "common.cuh"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+
 #include <array>
 
 namespace acefast {
@@ -47,6 +50,16 @@ void matrix_product(const Tensor& a, const Tensor& b, const Tensor& out) {
   torch::stable::detail::to<Tensor>(stack[0]);  // takes the returned reference
 }
 
+// out = a b + bias, in one pass over out where cuBLAS can.
+void biased_product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out) {
+#ifdef ACEFAST_SIMT
+  const auto addmm = aoti_torch_cpu_addmm_out;
+#else
+  const auto addmm = aoti_torch_cuda_addmm_out;
+#endif
+  if (addmm(out.get(), bias.get(), a.get(), b.get(), 1, 1) != 0) fail("masked_linear", "torch's product failed");
+}
+
 void check_masked_linear(const char* op, const Tensor& x, const Tensor& weight, const OptTensor& mask, const OptTensor& keep) {
   check(x.dim() == 2 && weight.dim() == 2, op, "x and weight must have two dimensions");
   check_tensor(op, "x", x, x, {x.size(0), weight.size(1)});
@@ -64,7 +77,12 @@ Tensor masked_linear(Tensor x, Tensor weight, OptTensor mask, OptTensor bias, Op
     using T = typename decltype(t)::type;
     const Tensor y = new_tensor(x, {x.size(0), weight.size(0)}, x.scalar_type());
     const Tensor product = launch_masked_linear_product<T>(weight, mask, keep, scope);
-    matrix_product(x, torch::stable::transpose(product, 0, 1), y);
+    const Tensor turned = torch::stable::transpose(product, 0, 1);
+    if (std::is_same_v<T, acc_t<T>> && bias && y.numel() > 0) {
+      biased_product(x, turned, *bias, y);
+      return y;
+    }
+    matrix_product(x, turned, y);
     if (bias && y.numel() > 0)
       ACEFAST_LAUNCH((masked_linear_bias_kernel<T>), grid_of(y.numel(), kThreads), kThreads, 0, scope.stream(), mutable_ptr<T>(y),
                      ptr<acc_t<T>>(bias), y.size(1), y.numel());

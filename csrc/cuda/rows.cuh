@@ -1,5 +1,5 @@
-// What gat, edge_softmax and spmm_max share: the kept edges of a warp's slots, reductions over strided lanes, base-2 exponentials
-// and the dropout of attention coefficients.
+// What gat, edge_softmax and spmm_max share: the kept edges of a warp's slots, reductions over strided lanes and the
+// dropout of attention coefficients.
 #pragma once
 
 #include "common.cuh"
@@ -11,15 +11,8 @@
 
 namespace acefast {
 
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
-
 template <typename A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();
-
-__device__ __forceinline__ float exp2_of(float v) { return exp2f(v); }
-__device__ __forceinline__ double exp2_of(double v) { return exp2(v); }
-__device__ __forceinline__ float log2_of(float v) { return log2f(v); }
-__device__ __forceinline__ double log2_of(double v) { return log2(v); }
 
 // The largest over the lanes whose number is equal modulo `step` (a power of two), in every lane. All 32 lanes call.
 template <typename A>
@@ -65,23 +58,23 @@ __device__ __forceinline__ int pack_edges(const I* idx, const I* eid, const bool
 // Calls join(row, column, first, second, last) once for every long row and column: the row's partial sums are first, and then
 // every second one from second to last. A warp looks at 32 rows and takes 32 columns.
 template <typename Join>
-__device__ __forceinline__ void join_long_rows(const int64_t* ptr, int64_t rows, int64_t columns, Join join) {
+__device__ __forceinline__ void join_long_rows(const int64_t* ptr, int64_t rows, int64_t columns, Pieces pieces, Join join) {
   const int lane = lane_index();
   const int64_t blocks = (columns + kWarp - 1) / kWarp, items = (rows + kWarp - 1) / kWarp * blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp_index(); item < items;
-       item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp_index(); item < items;
+       item += int64_t{gridDim.x} * kRowWarps) {
     const int64_t first_row = item / blocks * kWarp, column = item % blocks * kWarp + lane, mine = first_row + lane;
-    unsigned long_rows = __ballot_sync(kFullMask, mine < rows && ptr[min(mine + 1, rows)] - ptr[min(mine, rows)] > kPiece);
+    unsigned long_rows = __ballot_sync(kFullMask, mine < rows && ptr[min(mine + 1, rows)] - ptr[min(mine, rows)] > pieces.size());
     for (; long_rows; long_rows &= long_rows - 1) {
-      const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1, first = first_partial(ptr[row]);
-      if (column < columns) join(row, column, first, first / 2 * 2 + 2, last_partial(ptr[row + 1]));
+      const int64_t row = first_row + __ffs(static_cast<int>(long_rows)) - 1, first = first_partial(ptr[row], pieces);
+      if (column < columns) join(row, column, first, first / 2 * 2 + 2, last_partial(ptr[row + 1], pieces));
     }
   }
 }
 
 // Its grid.
 inline dim3 join_grid(int64_t rows, int64_t columns) {
-  return grid_of(ceil_div(rows, kWarp) * ceil_div(columns, kWarp), kWarpsPerBlock);
+  return grid_of(ceil_div(rows, kWarp) * ceil_div(columns, kWarp), kRowWarps);
 }
 
 // What exp2 takes the exponents relative to: the largest one, or 0 where all are -inf.

@@ -12,20 +12,21 @@ struct SddmmArgs {
   const T* p;          // [rows, heads, features]
   const T* q;          // [n_src, heads, features]
   A* s;                // [edges, heads], caller's order
-  int64_t rows, edges, heads, features, pieces;
+  int64_t rows, edges, heads, features;
+  Pieces pieces;
   int group;
 };
 
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads) sddmm_fwd_kernel(const SddmmArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads) sddmm_fwd_kernel(const SddmmArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
+  ACEFAST_SHARED(shared_index, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, I, [kRowWarps][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   const int64_t blocks = (a.features + group * R * VEC - 1) / (group * R * VEC);
-  const int64_t items = 2 * a.pieces + a.rows;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  const int64_t items = a.pieces.partials() + a.rows;
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
     const Segment seg = segment_of(item, a.ptr, a.rows, a.edges, a.pieces);
     for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
       const int64_t slot = base + lane;
@@ -87,11 +88,11 @@ void launch_sddmm_fwd(const GraphArgs& g, const Tensor& p, const Tensor& q, int6
   a.edges = g.n_edges;
   a.heads = heads;
   a.features = features;
-  a.pieces = num_pieces(a.edges);
+  a.pieces = pieces_of(a.edges);
   const auto run = [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(features, VEC);
-    ACEFAST_LAUNCH((sddmm_fwd_kernel<T, A, I, VEC>), grid_of(2 * a.pieces + a.rows, kWarpsPerBlock), kThreads, 0, scope.stream(), a);
+    ACEFAST_LAUNCH((sddmm_fwd_kernel<T, A, I, VEC>), grid_of(a.pieces.partials() + a.rows, kRowWarps), kRowThreads, 0, scope.stream(), a);
   };
   constexpr int kVec = 16 / sizeof(T);
   if (features % kVec == 0 && aligned16(a.p) && aligned16(a.q)) {

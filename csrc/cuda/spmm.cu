@@ -87,8 +87,9 @@ struct SpmmBwdArgs {
   const bool* keep;
   const A* self_weight;
   const A* row_scale;
-  A* partial;  // [2 * pieces, heads, features], with dx
-  int64_t columns, slots, heads, features, pieces;
+  A* partial;  // [partials, heads, features], with dx
+  int64_t columns, slots, heads, features;
+  Pieces pieces;
   int group;
   bool all_edges;
 };
@@ -96,20 +97,20 @@ struct SpmmBwdArgs {
 // dcoef_e = row_scale_i <dy_i, x_j> and, where dx is asked for, dx_j: one warp per segment of a source's edges. Heads
 // and blocks of columns come one after the other in the same warp, which adds up an edge's dcoef in the lane that owns it.
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads) spmm_bwd_edges_kernel(const SpmmBwdArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_scale, A, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_kept, bool, [kWarpsPerBlock][kWarp]);
+  ACEFAST_SHARED(shared_start, int64_t, [kRowWarps][kWarp]);  // where the destination's columns of the head begin
+  ACEFAST_SHARED(shared_id, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_coef, A, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_scale, A, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_kept, bool, [kRowWarps][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   const int64_t blocks = (a.features + group * R * VEC - 1) / (group * R * VEC), width = a.heads * a.features;
-  const int64_t items = 2 * a.pieces + a.columns;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  const int64_t items = a.pieces.partials() + a.columns;
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
     const Segment seg = segment_of(item, a.ptr, a.columns, a.slots, a.pieces);
-    const bool own_row = item >= 2 * a.pieces;
+    const bool own_row = item >= a.pieces.partials();
     if (!own_row && seg.begin == seg.end) continue;
     A self_dot = 0;
     for (int64_t head_block = 0; head_block < a.heads * blocks; ++head_block) {
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
           if (a.dx && a.weight) coef *= a.weight[e * a.heads + head];
           if (a.dx && a.mask) coef *= a.mask[e * a.heads + head];
           const int rank = __popc(visited & lanes_below(lane));
-          shared_index[warp][rank] = i;
+          shared_start[warp][rank] = static_cast<int64_t>(i) * width + head * a.features;
           shared_id[warp][rank] = static_cast<I>(e);
           shared_scale[warp][rank] = scale;
           shared_coef[warp][rank] = coef;
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) spmm_bwd_edges_kernel(const SpmmBwdA
           for (int u = 0; u < kUnroll; ++u) {
             const int edge = turn + my_group + u * groups;
             if (edge < count) {
-              const T* source = a.dy + static_cast<int64_t>(shared_index[warp][edge]) * width + head * a.features;
+              const T* source = a.dy + shared_start[warp][edge];
 #pragma unroll
               for (int r = 0; r < R; ++r) {
                 const int64_t c = column_of<VEC>(block, r, in_group, group);
@@ -256,14 +257,14 @@ void launch_spmm_bwd_edges(const GraphArgs& g, const Tensor& dy, const Tensor& x
   a.slots = g.n_edges;
   a.heads = heads_of(x);
   a.features = x.size(x.dim() - 1);
-  a.pieces = num_pieces(a.slots);
+  a.pieces = pieces_of(a.slots);
   a.all_edges = all_edges;
-  const Tensor partial = new_tensor(x, {a.dx ? 2 * a.pieces : 0, a.heads * a.features}, dcoef.scalar_type());
+  const Tensor partial = new_tensor(x, {a.dx ? a.pieces.partials() : 0, a.heads * a.features}, dcoef.scalar_type());
   a.partial = mutable_ptr<A>(partial);
   const auto run = [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
-    ACEFAST_LAUNCH((spmm_bwd_edges_kernel<T, A, I, VEC>), grid_of(2 * a.pieces + a.columns, kWarpsPerBlock), kThreads, 0,
+    ACEFAST_LAUNCH((spmm_bwd_edges_kernel<T, A, I, VEC>), grid_of(a.pieces.partials() + a.columns, kRowWarps), kRowThreads, 0,
                    scope.stream(), a);
   };
   constexpr int kVec = 16 / sizeof(T);
@@ -272,10 +273,10 @@ void launch_spmm_bwd_edges(const GraphArgs& g, const Tensor& dy, const Tensor& x
   } else {
     run(std::integral_constant<int, 1>{});
   }
-  if (a.dx && a.pieces > 0) {
+  if (a.dx && a.pieces.count > 0) {
     const int64_t items = ceil_div(a.columns, kWarp) * ceil_div(a.heads * a.features, kWarp);
-    ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), grid_of(items, kWarpsPerBlock), kThreads, 0, scope.stream(), a.ptr, a.columns,
-                   a.heads * a.features, a.partial, a.dy, a.dx, static_cast<const A*>(nullptr), a.self_weight);
+    ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), grid_of(items, kRowWarps), kRowThreads, 0, scope.stream(), a.ptr, a.columns,
+                   a.heads * a.features, a.pieces, a.partial, a.dy, a.dx, static_cast<const A*>(nullptr), a.self_weight);
   }
 }
 

@@ -22,10 +22,11 @@ struct MaxArgs {
   const I* chosen;        // backward: arg
   T* dx;                  // backward: [rows, features] or nullptr
   A* dcoef;               // backward: [E] or nullptr
-  A* partial;             // [2 * pieces, features]
-  I* partial_arg;         // forward: [2 * pieces, features]
+  A* partial;             // [partials, features]
+  I* partial_arg;         // forward: [partials, features]
   A sign;                 // forward: 1 or -1
-  int64_t rows, slots, features, pieces, column_blocks;
+  int64_t rows, slots, features, column_blocks;
+  Pieces pieces;
   int group;
 };
 
@@ -41,17 +42,17 @@ __device__ __forceinline__ A coefficient(const MaxArgs<T, A, I>& a, int64_t e) {
 }
 
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads) spmm_max_fwd_kernel(const MaxArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads) spmm_max_fwd_kernel(const MaxArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp]);
+  ACEFAST_SHARED(shared_index, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_coef, A, [kRowWarps][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   I *index = shared_index[warp], *id = shared_id[warp];
   A* coef = shared_coef[warp];
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
-  const int64_t items = (2 * a.pieces + a.rows) * a.column_blocks;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  const int64_t items = (a.pieces.partials() + a.rows) * a.column_blocks;
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
     const int64_t block = item % a.column_blocks;
     const Segment seg = segment_of(item / a.column_blocks, a.ptr, a.rows, a.slots, a.pieces);
     if (seg.partial >= 0 && seg.begin == seg.end) continue;
@@ -141,8 +142,8 @@ __global__ void __launch_bounds__(kThreads) spmm_max_fwd_kernel(const MaxArgs<T,
 
 // Joins the pieces of every long row in the order of its slots.
 template <typename T, typename A, typename I>
-__global__ void __launch_bounds__(kThreads) spmm_max_join_kernel(const MaxArgs<T, A, I> a) {
-  join_long_rows(a.ptr, a.rows, a.features, [&](int64_t row, int64_t c, int64_t first, int64_t second, int64_t last) {
+__global__ void __launch_bounds__(kRowThreads) spmm_max_join_kernel(const MaxArgs<T, A, I> a) {
+  join_long_rows(a.ptr, a.rows, a.features, a.pieces, [&](int64_t row, int64_t c, int64_t first, int64_t second, int64_t last) {
     A best = a.partial[first * a.features + c];
     I arg = a.partial_arg[first * a.features + c];
     for (int64_t p = second; p <= last; p += 2) {
@@ -162,17 +163,17 @@ __global__ void __launch_bounds__(kThreads) spmm_max_join_kernel(const MaxArgs<T
 // the edge is among them. Blocks of columns come one after the other in the same warp, which adds up an edge's dcoef in the
 // lane that owns it.
 template <typename T, typename A, typename I, int VEC>
-__global__ void __launch_bounds__(kThreads, 2) spmm_max_bwd_kernel(const MaxArgs<T, A, I> a) {
+__global__ void __launch_bounds__(kRowThreads, 8) spmm_max_bwd_kernel(const MaxArgs<T, A, I> a) {
   constexpr int R = kRepeat<VEC>;
-  ACEFAST_SHARED(shared_index, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_id, I, [kWarpsPerBlock][kWarp]);
-  ACEFAST_SHARED(shared_coef, A, [kWarpsPerBlock][kWarp]);
+  ACEFAST_SHARED(shared_index, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_id, I, [kRowWarps][kWarp]);
+  ACEFAST_SHARED(shared_coef, A, [kRowWarps][kWarp]);
   const int lane = lane_index(), warp = warp_index();
   I *index = shared_index[warp], *id = shared_id[warp];
   A* coef = shared_coef[warp];
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
-  const int64_t items = 2 * a.pieces + a.rows;
-  for (int64_t item = int64_t{blockIdx.x} * kWarpsPerBlock + warp; item < items; item += int64_t{gridDim.x} * kWarpsPerBlock) {
+  const int64_t items = a.pieces.partials() + a.rows;
+  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += int64_t{gridDim.x} * kRowWarps) {
     const Segment seg = segment_of(item, a.ptr, a.rows, a.slots, a.pieces);
     if (seg.partial >= 0 && seg.begin == seg.end) continue;
     for (int64_t block = 0; block < a.column_blocks; ++block) {
@@ -272,7 +273,7 @@ MaxArgs<T, A, I> max_args(const GraphArgs& g, const Tensor& x, const OptTensor& 
   a.keep = ptr<bool>(keep);
   a.slots = g.n_edges;
   a.features = x.size(1);
-  a.pieces = num_pieces(a.slots);
+  a.pieces = pieces_of(a.slots);
   return a;
 }
 
@@ -286,19 +287,19 @@ void launch_spmm_max_fwd(const GraphArgs& g, MaxArgs<T, A, I> a, const Tensor& y
   a.y = mutable_ptr<T>(y);
   a.arg = mutable_ptr<I>(arg);
   a.sign = largest ? A(1) : A(-1);
-  const Tensor partial = new_tensor(y, {2 * a.pieces, a.features}, acc_type(y.scalar_type()));
-  const Tensor partial_arg = new_tensor(y, {2 * a.pieces, a.features}, arg.scalar_type());
+  const Tensor partial = new_tensor(y, {a.pieces.partials(), a.features}, acc_type(y.scalar_type()));
+  const Tensor partial_arg = new_tensor(y, {a.pieces.partials(), a.features}, arg.scalar_type());
   a.partial = mutable_ptr<A>(partial);
   a.partial_arg = mutable_ptr<I>(partial_arg);
   dispatch_vector<T>(a.features, {a.x, a.y, a.arg}, [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
     a.column_blocks = column_blocks(a.features, a.group, VEC);
-    ACEFAST_LAUNCH((spmm_max_fwd_kernel<T, A, I, VEC>), grid_of((2 * a.pieces + a.rows) * a.column_blocks, kWarpsPerBlock),
-                   kThreads, 0, scope.stream(), a);
+    ACEFAST_LAUNCH((spmm_max_fwd_kernel<T, A, I, VEC>), grid_of((a.pieces.partials() + a.rows) * a.column_blocks, kRowWarps),
+                   kRowThreads, 0, scope.stream(), a);
   });
-  if (a.pieces == 0) return;
-  ACEFAST_LAUNCH((spmm_max_join_kernel<T, A, I>), join_grid(a.rows, a.features), kThreads, 0, scope.stream(), a);
+  if (a.pieces.count == 0) return;
+  ACEFAST_LAUNCH((spmm_max_join_kernel<T, A, I>), join_grid(a.rows, a.features), kRowThreads, 0, scope.stream(), a);
 }
 
 template <typename T, typename A, typename I>
@@ -312,18 +313,18 @@ void launch_spmm_max_bwd(const GraphArgs& g, MaxArgs<T, A, I> a, const Tensor& d
   a.chosen = ptr<I>(arg);
   a.dx = need_dx ? mutable_ptr<T>(dx) : nullptr;
   a.dcoef = need_dcoef ? mutable_ptr<A>(dcoef) : nullptr;
-  const Tensor partial = new_tensor(dy, {need_dx ? 2 * a.pieces : 0, a.features}, dcoef.scalar_type());
+  const Tensor partial = new_tensor(dy, {need_dx ? a.pieces.partials() : 0, a.features}, dcoef.scalar_type());
   a.partial = mutable_ptr<A>(partial);
   dispatch_vector<T>(a.features, {a.x, a.dy, a.chosen, a.dx}, [&](auto vec) {
     constexpr int VEC = decltype(vec)::value;
     a.group = group_lanes(a.features, VEC);
     a.column_blocks = column_blocks(a.features, a.group, VEC);
-    ACEFAST_LAUNCH((spmm_max_bwd_kernel<T, A, I, VEC>), grid_of(2 * a.pieces + a.rows, kWarpsPerBlock), kThreads, 0,
+    ACEFAST_LAUNCH((spmm_max_bwd_kernel<T, A, I, VEC>), grid_of(a.pieces.partials() + a.rows, kRowWarps), kRowThreads, 0,
                    scope.stream(), a);
   });
-  if (a.pieces == 0 || !need_dx) return;
-  ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), join_grid(a.rows, a.features), kThreads, 0, scope.stream(), a.ptr, a.rows,
-                 a.features, static_cast<const A*>(a.partial), static_cast<const T*>(nullptr), a.dx, static_cast<const A*>(nullptr),
+  if (a.pieces.count == 0 || !need_dx) return;
+  ACEFAST_LAUNCH((spmm_join_kernel<T, T, A>), join_grid(a.rows, a.features), kRowThreads, 0, scope.stream(), a.ptr, a.rows,
+                 a.features, a.pieces, static_cast<const A*>(a.partial), static_cast<const T*>(nullptr), a.dx, static_cast<const A*>(nullptr),
                  static_cast<const A*>(nullptr));
 }
 

@@ -161,8 +161,9 @@ def test_agrees_with_the_reference(name, where, graph, dtype, selection):
             exact, dy = run(op, g, keep, [v.double() for v in values])
             narrow, _ = run(op, g, keep, values, dy)
         g, keep, values = on_gpu(g, keep, values)
+        kept = g.select(keep) if selection else keep
         with acefast.backend(where):
-            found, again = (run(op, g, g.select(keep) if selection else keep, values, dy.cuda())[0] for _ in range(2))
+            found, again = (run(op, g, kept, values, dy.cuda())[0] for _ in range(2))
         assert all(map(torch.equal, found, again)), "the bits differ from run to run"
         assert_results_close(found, exact, narrow, dtype)
 
@@ -251,15 +252,17 @@ def test_no_op_waits_for_the_device(name, where):
     graph, keep, values = on_gpu(graph, keep, values)
     with acefast.backend(where):
         _, dy = run(op, graph, keep, values)  # compiles
-        kept = int(keep.sum())
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+    kept = int(keep.sum())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        selection = graph.select(keep, num_kept=kept)
+        graph.compact(keep, num_kept=kept)
+        with acefast.backend(where):
             run(op, graph, keep, values, dy)
-            run(op, graph, graph.select(keep, num_kept=kept), values, dy)
-            graph.compact(keep, num_kept=kept)
+            run(op, graph, selection, values, dy)
             ops.topk_mask([values[-1]], 10)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", ["isolated", "hub", "power_law", "sorted"])

@@ -57,14 +57,17 @@ def _wide(inputs):
 
 
 def _check(op, arrays, inputs, expected, names, device):
-    """`op` gives the expected tensors, in the dtypes of `names` {name: dtype}, and on a GPU a second run the same bits."""
+    """`op` gives the expected tensors, in the dtypes of `names` {name: dtype}, and on a GPU a second run the same bits. What
+    cancels to nearly 0 is held against 5 % of the largest norm."""
     inputs = _to([*arrays, *inputs], device)
     actual = op(*inputs)
-    for (name, dtype), a, b in zip(names.items(), actual, expected, strict=True):
+    finite = [b.masked_fill(b == -torch.inf, 0) for b in expected]
+    largest = max(float(b.double().norm()) for b in finite)
+    for (name, dtype), a, b, c in zip(names.items(), actual, expected, finite, strict=True):
         assert a.dtype == dtype, f"{name} is {a.dtype}, expected {dtype}"
         infinite = b == -torch.inf
         assert torch.equal(a.cpu() == -torch.inf, infinite), f"{name}: -inf at other places"
-        assert_close(a.cpu().masked_fill(infinite, 0), b.masked_fill(infinite, 0), dtype, name)
+        assert_close(a.cpu().masked_fill(infinite, 0), c, dtype, name, 5e-2 * largest)
     if device != "cpu":
         again = op(*inputs)
         assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True)), f"{op.__name__} differs from run to run"
