@@ -3,8 +3,8 @@
 Each data set in a fresh process, with the settings of preset `paper` for it and those given by --set. An epoch with soft masks
 (imp) and one with frozen ones (retrain), each with its evaluation and what remembers the best epoch, is the difference of a long
 and a short training, by their epochs: what only a training's begin costs stands beside it. The peak is that of all of these.
-With --round the dense baseline and one whole round are run as a search runs them; twenty rounds at the cost of that one, the
-dearest since all later ones keep fewer edges, are estimated from it.
+With --round one whole round of ACE is run as a search runs it, after a dense baseline of a single epoch, whose seconds are
+estimated from the epochs; twenty rounds at the cost of that one, the dearest since all later ones keep fewer edges, are too.
 """
 
 import argparse
@@ -19,13 +19,12 @@ import torch
 from acefast.errors import InputError
 from acefast.files import write_atomic
 from acefast.progress import clock
-from acefast.search import Machine, load_data, look_ahead, resolve_config, run_search, stages
+from acefast.search import Machine, ace, load_data, look_ahead, resolve_config, run_search, stages
 from acefast.search.config import tomllib
 from bench.harness import environment, status_bytes, timed
 from bench.search import in_a_fresh_process, one_by_one, writable
 from tests.inputs import REPOSITORY, data_folder
 
-WARM = 4  # epochs of the short training
 ROUNDS = 20  # of the search that one round stands for
 
 
@@ -35,15 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, help="folder with ogb/; default: ACEFAST_DATA, ../shared/data or .data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=10, help=f"of the long training above the {WARM} of the short one; default: 10")
+    parser.add_argument("--epochs", type=int, default=10, help="of the long training above those of the short one; default: 10")
+    parser.add_argument("--short", type=int, default=4, help="epochs of the short training; a captured one needs 4; default: 4")
     parser.add_argument("--capture", action=argparse.BooleanOptionalAction, default=True, help="on cuda: epochs as CUDA graphs")
-    parser.add_argument("--round", action="store_true", help="run the dense baseline and one whole round of ACE too")
+    parser.add_argument("--round", action="store_true", help="run one whole round of ACE too")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
 def main(options: argparse.Namespace, arguments: list[str]) -> int:
-    if options.epochs < 1:
-        raise InputError(f"--epochs must be 1 or more, got {options.epochs}")
+    if min(options.epochs, options.short) < 1:
+        raise InputError(f"--epochs and --short must be 1 or more, got {options.epochs} and {options.short}")
     if options.json is not None:
         writable(options.json)
     root = options.data_root or next((f for f in (data_folder(), REPOSITORY / ".data") if f.is_dir()), None)
@@ -52,10 +52,10 @@ def main(options: argparse.Namespace, arguments: list[str]) -> int:
         settings["data_root"] = str(root)
     resolve_config(**settings)
     row = {"benchmark": "large", "device": options.device, "captured": options.capture and options.device == "cuda"}
-    row |= in_a_fresh_process(time_epochs, settings, options.epochs, options.capture)
+    row |= in_a_fresh_process(time_epochs, settings, options.short, options.epochs, options.capture)
     print_epochs(row)
     if options.round:
-        row["round"] = in_a_fresh_process(time_round, settings, options.capture)
+        row["round"] = in_a_fresh_process(time_round, settings, row["retrain_s"], options.capture)
         print_round(row["round"])
     if options.json is not None:
         head = environment() | {"threads": options.threads, "device": options.device}
@@ -77,10 +77,10 @@ def peak_bytes(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else status_bytes("VmHWM")
 
 
-def time_epochs(settings: dict, epochs: int, captured: bool) -> dict:
+def time_epochs(settings: dict, short: int, epochs: int, captured: bool) -> dict:
     if not captured:
         one_by_one()
-    config = resolve_config(**settings | dict(mask_epochs=WARM, fix_epochs=WARM))
+    config = resolve_config(**settings | dict(mask_epochs=short, fix_epochs=short))
     began = time.perf_counter()
     data = load_data(config)
     row = {"load_s": time.perf_counter() - began}
@@ -100,31 +100,35 @@ def time_epochs(settings: dict, epochs: int, captured: bool) -> dict:
 
         kinds = {"imp": lambda count: search.train_masks(state, "imp", "imp", full, count), "retrain": retrained}
         for name, training in kinds.items():
-            training(WARM)  # loads and compiles
-            short, long = (timed(partial(training, count), config.device) for count in (WARM, WARM + epochs))
-            row[f"{name}_s"] = (long - short) / epochs
-            row[f"{name}_begin_s"] = short - WARM * row[f"{name}_s"]
+            training(short)  # loads and compiles
+            one, more = (timed(partial(training, count), config.device) for count in (short, short + epochs))
+            row[f"{name}_s"] = (more - one) / epochs
+            row[f"{name}_begin_s"] = one - short * row[f"{name}_s"]
         row["peak_bytes"] = peak_bytes(config.device)
 
     run_search(data, config, method=lambda _: [("epochs", measure), ("retrain", stages.retrain)])
     return row
 
 
-def time_round(settings: dict, captured: bool) -> dict:
-    """Seconds and epochs of the dense baseline and of a round's stages, and of twenty rounds like this one."""
+def time_round(settings: dict, epoch_s: float, captured: bool) -> dict:
+    """Seconds and epochs of a round's stages, and of twenty rounds like this one after a dense baseline with `epoch_s` an epoch."""
     if not captured:
         one_by_one()
     config = resolve_config(**settings)
+
+    def whole(search, state):
+        search.config = replace(search.config, fix_epochs=config.fix_epochs)
+
     data = load_data(config)
     began = time.perf_counter()
-    run = run_search(data, config)
+    run = run_search(data, replace(config, fix_epochs=1), method=lambda _: [("whole", whole), *ace.stages(config)])
     total = time.perf_counter() - began
-    dense, *round_ = run.timings
-    seconds = sum(stage["seconds"] for stage in round_)
+    stages_of_round = [stage for stage in run.timings if stage["round"] == 1 and stage["stage"] != "whole"]
+    seconds, dense_s = sum(stage["seconds"] for stage in stages_of_round), config.fix_epochs * epoch_s
     return {
-        "total_s": total, "dense_s": dense["seconds"], "round_s": seconds, "stages": run.timings,
-        "epochs": sum(stage["epochs"] for stage in round_), "search_s": dense["seconds"] + ROUNDS * seconds,
-        "peak_bytes": peak_bytes(config.device), "results": run.rounds,
+        "total_s": total, "round_s": seconds, "stages": stages_of_round, "epochs": sum(stage["epochs"] for stage in stages_of_round),
+        "dense_estimated_s": dense_s, "search_estimated_s": dense_s + ROUNDS * seconds, "peak_bytes": peak_bytes(config.device),
+        "result": run.rounds[-1],
     }  # fmt: skip
 
 
@@ -147,8 +151,8 @@ def print_epochs(row: dict) -> None:
 
 def print_round(found: dict) -> None:
     for stage in found["stages"]:
-        print(f"  round {stage['round']} {stage['stage']:<9} {stage['seconds']:7.2f} s, {stage['epochs']} epochs")
+        print(f"  {stage['stage']:<9} {stage['seconds']:7.2f} s, {stage['epochs']} epochs")
     print(
-        f"  dense {found['dense_s']:.1f} s, a round {found['round_s']:.1f} s; {ROUNDS} rounds like it {clock(found['search_s'])}; "
-        f"peak {found['peak_bytes'] / 1e9:.2f} GB", flush=True,
+        f"  a round {found['round_s']:.1f} s, {found['epochs']} epochs; estimated: dense {found['dense_estimated_s']:.1f} s, "
+        f"{ROUNDS} rounds like it {clock(found['search_estimated_s'])}; peak {found['peak_bytes'] / 1e9:.2f} GB", flush=True,
     )  # fmt: skip

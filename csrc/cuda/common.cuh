@@ -115,7 +115,22 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
 }
 template <int N, typename T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {
+#ifndef ACEFAST_SIMT
+  if constexpr (sizeof(pack) % 16 == 0) {  // else the compiler makes single stores of it
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(pack) / 16); ++i)
+      reinterpret_cast<uint4*>(p)[i] = reinterpret_cast<const uint4*>(&pack)[i];
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+template <int N, typename T>
+__device__ __forceinline__ void store_values(T* p, const T* values) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.v[i] = values[i];
+  store_pack(p, pack);
 }
 
 // The same for up to N values of which `left` exist; by single values unless `vector` says that p is aligned for a Pack.
@@ -136,21 +151,37 @@ __device__ __forceinline__ void store_part(T* p, const Pack<T, N>& pack, int64_t
     if (i < left) p[i] = pack.v[i];
 }
 
-// ---- base-2 exponentials ------------------------------------------------------------------------------------------------
+// ---- arithmetic --------------------------------------------------------------------------------------------------
 
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 #ifdef ACEFAST_SIMT
 __device__ __forceinline__ float exp_2(float v) { return exp2f(v); }
+__device__ __forceinline__ float log_2(float v) { return log2f(v); }
+__device__ __forceinline__ float quotient(float a, float b) { return a / b; }
+__device__ __forceinline__ float relu(float v) { return v < 0 ? 0.0f : v; }
 #else
-// To 2 units in the last place; below 2^-126 it gives 0.
+// To 2 units in the last place (the logarithm: to 2^-22 near 1); what lies below 2^-126 counts as 0.
 __device__ __forceinline__ float exp_2(float v) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
   return result;
 }
+__device__ __forceinline__ float log_2(float v) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+__device__ __forceinline__ float quotient(float a, float b) { return __fdividef(a, b); }
+// A NaN stays one.
+__device__ __forceinline__ float relu(float v) {
+  float result;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(v));
+  return result;
+}
 #endif
-__device__ __forceinline__ float log_2(float v) { return log2f(v); }
+__device__ __forceinline__ double quotient(double a, double b) { return a / b; }
+__device__ __forceinline__ double relu(double v) { return v < 0 ? 0.0 : v; }
 // Not inlined: unrolled copies of the double functions are most of the compiler's time.
 __attribute__((noinline)) __device__ inline double exp_2(double v) { return exp2(v); }
 __attribute__((noinline)) __device__ inline double log_2(double v) { return log2(v); }

@@ -84,8 +84,10 @@ __device__ __forceinline__ void finish_columns(const TIn* self_in, TOut* out, in
   Pack<TOut, VEC> result;
   if (self_in) {
     const Pack<TIn, VEC> own = load_pack<VEC>(self_in + c);
+#pragma unroll
     for (int v = 0; v < VEC; ++v) result.v[v] = static_cast<TOut>(scale * acc[v] + self_weight * to_acc(own.v[v]));
   } else {
+#pragma unroll
     for (int v = 0; v < VEC; ++v) result.v[v] = static_cast<TOut>(scale * acc[v]);
   }
   store_pack(out + c, result);
@@ -100,82 +102,83 @@ __global__ void __launch_bounds__(kRowThreads) spmm_fwd_kernel(const GatherArgs<
   const int group = a.group, groups = kWarp / group, my_group = lane / group, in_group = lane % group;
   const int64_t width = a.heads * a.features, blocks = a.heads * a.column_blocks, items = a.pieces.partials() + a.rows;
   const int64_t step = int64_t{gridDim.x} * kRowWarps;
-  for (int64_t of_head = blockIdx.y; of_head < blocks; of_head += gridDim.y)
-  for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += step) {
-    const int64_t head = of_head / a.column_blocks, block = of_head % a.column_blocks;
-    const Segment seg = segment_of(item, a.ptr, a.rows, a.slots, a.pieces);
-    if (seg.partial >= 0 && seg.begin == seg.end) continue;
-    A acc[R * VEC] = {};
-    for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
-      const int64_t slot = base + lane;
-      bool live = slot < seg.end;
-      I j = 0;
-      A coef = 1;
-      if (live) {
-        const int64_t e = a.eid ? static_cast<int64_t>(a.eid[slot]) : slot;
-        live = !a.keep || a.keep[e];
+  for (int64_t of_heads = blockIdx.y; of_heads < blocks; of_heads += gridDim.y) {
+    const int64_t head = of_heads / a.column_blocks, block = of_heads % a.column_blocks;
+    for (int64_t item = int64_t{blockIdx.x} * kRowWarps + warp; item < items; item += step) {
+      const Segment seg = segment_of(item, a.ptr, a.rows, a.slots, a.pieces);
+      if (seg.partial >= 0 && seg.begin == seg.end) continue;
+      A acc[R * VEC] = {};
+      for (int64_t base = seg.begin; base < seg.end; base += kWarp) {
+        const int64_t slot = base + lane;
+        bool live = slot < seg.end;
+        I j = 0;
+        A coef = 1;
         if (live) {
-          j = a.idx[slot];
-          if (a.weight) coef *= a.weight[e * a.heads + head];
-          if (a.mask) coef *= a.mask[e * a.heads + head];
-          if (a.slot_scale) coef *= a.slot_scale[j];
-        }
-      }
-      const unsigned alive = __ballot_sync(kFullMask, live);
-      if (live) {
-        const int rank = __popc(alive & lanes_below(lane));
-        shared_start[warp][rank] = static_cast<int64_t>(j) * width + head * a.features;
-        shared_coef[warp][rank] = coef;
-      }
-      __syncwarp();
-      const int count = __popc(alive);
-      for (int k = my_group; k < count; k += groups * kUnroll) {
-        Pack<TIn, VEC> value[kUnroll][R];
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          const int edge = k + u * groups;
-          if (edge < count) {
-            const TIn* source = a.in + shared_start[warp][edge];
-#pragma unroll
-            for (int r = 0; r < R; ++r) {
-              const int64_t c = column_of<VEC>(block, r, in_group, group);
-              if (c < a.features) value[u][r] = load_pack<VEC>(source + c);
-            }
+          const int64_t e = a.eid ? static_cast<int64_t>(a.eid[slot]) : slot;
+          live = !a.keep || a.keep[e];
+          if (live) {
+            j = a.idx[slot];
+            if (a.weight) coef *= a.weight[e * a.heads + head];
+            if (a.mask) coef *= a.mask[e * a.heads + head];
+            if (a.slot_scale) coef *= a.slot_scale[j];
           }
         }
+        const unsigned alive = __ballot_sync(kFullMask, live);
+        if (live) {
+          const int rank = __popc(alive & lanes_below(lane));
+          shared_start[warp][rank] = static_cast<int64_t>(j) * width + head * a.features;
+          shared_coef[warp][rank] = coef;
+        }
+        __syncwarp();
+        const int count = __popc(alive);
+        for (int k = my_group; k < count; k += groups * kUnroll) {
+          Pack<TIn, VEC> value[kUnroll][R];
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          const int edge = k + u * groups;
-          if (edge < count) {
-            const A weight = shared_coef[warp][edge];
+          for (int u = 0; u < kUnroll; ++u) {
+            const int edge = k + u * groups;
+            if (edge < count) {
+              const TIn* source = a.in + shared_start[warp][edge];
 #pragma unroll
-            for (int r = 0; r < R; ++r) {
-              if (column_of<VEC>(block, r, in_group, group) < a.features) {
+              for (int r = 0; r < R; ++r) {
+                const int64_t c = column_of<VEC>(block, r, in_group, group);
+                if (c < a.features) value[u][r] = load_pack<VEC>(source + c);
+              }
+            }
+          }
 #pragma unroll
-                for (int v = 0; v < VEC; ++v) acc[r * VEC + v] += weight * to_acc(value[u][r].v[v]);
+          for (int u = 0; u < kUnroll; ++u) {
+            const int edge = k + u * groups;
+            if (edge < count) {
+              const A weight = shared_coef[warp][edge];
+#pragma unroll
+              for (int r = 0; r < R; ++r) {
+                if (column_of<VEC>(block, r, in_group, group) < a.features) {
+#pragma unroll
+                  for (int v = 0; v < VEC; ++v) acc[r * VEC + v] += weight * to_acc(value[u][r].v[v]);
+                }
               }
             }
           }
         }
+        __syncwarp();
       }
-      __syncwarp();
-    }
-    for (int offset = group; offset < kWarp; offset *= 2) {
+      for (int offset = group; offset < kWarp; offset *= 2) {
 #pragma unroll
-      for (int v = 0; v < R * VEC; ++v) acc[v] += __shfl_xor_sync(kFullMask, acc[v], offset);
-    }
-    if (my_group != 0) continue;
+        for (int v = 0; v < R * VEC; ++v) acc[v] += __shfl_xor_sync(kFullMask, acc[v], offset);
+      }
+      if (my_group != 0) continue;
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int64_t c = column_of<VEC>(block, r, in_group, group);
-      if (c >= a.features) continue;
-      const int64_t at = head * a.features + c;
-      if (seg.partial >= 0) {
-        for (int v = 0; v < VEC; ++v) a.partial[seg.partial * width + at + v] = acc[r * VEC + v];
-      } else {
-        finish_columns<TIn, TOut, A, VEC>(a.self_weight ? a.in + seg.row * width : nullptr, a.out + seg.row * width, at,
-                                          acc + r * VEC, a.out_scale ? a.out_scale[seg.row] : A(1),
-                                          a.self_weight ? a.self_weight[seg.row] : A(0));
+      for (int r = 0; r < R; ++r) {
+        const int64_t c = column_of<VEC>(block, r, in_group, group);
+        if (c >= a.features) continue;
+        const int64_t at = head * a.features + c;
+        if (seg.partial >= 0) {
+          store_values<VEC>(a.partial + seg.partial * width + at, acc + r * VEC);
+        } else {
+          finish_columns<TIn, TOut, A, VEC>(a.self_weight ? a.in + seg.row * width : nullptr, a.out + seg.row * width, at,
+                                            acc + r * VEC, a.out_scale ? a.out_scale[seg.row] : A(1),
+                                            a.self_weight ? a.self_weight[seg.row] : A(0));
+        }
       }
     }
   }

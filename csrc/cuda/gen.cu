@@ -8,6 +8,7 @@
 namespace acefast {
 namespace {
 
+constexpr int kAtOnce = 8;  // pieces of a long row whose sums are read at once
 constexpr int kAhead = 8;  // powers of two by which an exponent may exceed the reference before sums are rescaled
 
 enum Kind { kSum, kSoftmax, kMax };  // of kernels; kSum serves the power mean as well
@@ -128,7 +129,7 @@ __device__ __forceinline__ void finish_gen(const GenFwdArgs<T>& a, int64_t row, 
         state.raise(0);
         state.sum += absent * exp_2(-state.top);
       }
-      result = state.sum == 0 ? A(0) : state.weighted / state.sum;
+      result = state.sum == 0 ? A(0) : quotient(state.weighted, state.sum);
       lse.v[v] = A(kLn2) * (state.top + log_2(state.sum));
     } else if constexpr (KIND == kSum) {
       if (a.power) {
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(kRowThreads, kResident<KIND, EDGE, VEC>) gen_f
 #pragma unroll
           for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) message[u][v] = ((message[u][v] < 0 ? A(0) : message[u][v]) + a.eps) * mask[u];
+            for (int v = 0; v < VEC; ++v) message[u][v] = (relu(message[u][v]) + a.eps) * mask[u];
           }
           if constexpr (KIND == kSoftmax) {  // absent edges repeat the first one
             A exponent[VEC];
@@ -313,12 +314,17 @@ __global__ void __launch_bounds__(kRowThreads) gen_join_kernel(const GenFwdArgs<
         return State::load(a.partial + p * State::kValues * a.features + c, a.partial_arg + p * a.features + c, a.features);
       };
       State state = piece(first);
-      if constexpr (KIND == kSoftmax) {  // the reference first, so that the sums do not wait for each other's
-#pragma unroll 8
-        for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) state.raise(a.partial[p * State::kValues * a.features + c]);
+      for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2 * kAtOnce) {
+        State next[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          if (p + 2 * n <= last) next[n] = piece(p + 2 * n);
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          if (p + 2 * n <= last) state.merge(next[n]);
+        }
       }
-#pragma unroll 8
-      for (int64_t p = first / 2 * 2 + 2; p <= last; p += 2) state.merge(piece(p));
       finish_gen<T, KIND, 1>(a, row, c, &state);
     }
   }

@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kRowThreads, EDGE != kNoEdge ? 6 : KIND == kPo
             Pack<T, VEC> result;
 #pragma unroll
             for (int v = 0; v < VEC; ++v) {
-              const A r = (pre[u][v] < 0 ? A(0) : pre[u][v]) + a.eps;
+              const A r = relu(pre[u][v]) + a.eps;
               A share = 0;
               const A dmessage =
                   message_gradient<T, KIND, VEC>(a, there[u], v, kept ? r * mask : A(0), param[v], scale, share);
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kRowThreads, EDGE != kNoEdge ? 6 : KIND == kPo
       if (seg.partial < 0) {
         finish_columns<T, T, A, VEC>(nullptr, a.dx + seg.row * a.features, c, acc, A(1), A(0));
       } else {
-        for (int v = 0; v < VEC; ++v) a.partial[seg.partial * a.features + c + v] = acc[v];
+        store_values<VEC>(a.partial + seg.partial * a.features + c, acc);
       }
     }
     if (a.sums) {

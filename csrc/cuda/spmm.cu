@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kRowThreads) spmm_bwd_edges_kernel(const SpmmB
           finish_columns<T, T, A, VEC>(own_dy, a.dx + seg.row * width, at, acc + r * VEC, A(1),
                                        a.self_weight ? a.self_weight[seg.row] : A(0));
         } else if (!own_row) {
-          for (int v = 0; v < VEC; ++v) a.partial[seg.partial * width + at + v] = acc[r * VEC + v];
+          store_values<VEC>(a.partial + seg.partial * width + at, acc + r * VEC);
         }
       }
     }
