@@ -1,28 +1,32 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes and without a network. Run in the repository's root.
+# Everything that needs a GPU, without a network. Run in the repository's root.
 #
 #   bench/gpu_check.sh                        on a machine with a GPU, torch >= 2.10, Triton, pytest; nvcc if it must build
 #   DEVICE=cpu QUICK=1 bench/gpu_check.sh     a dry run anywhere: tiny sizes; what needs a GPU is recorded as not run
 #
-# Steps, each under a time limit of its own; one that fails does not stop the others:
+# Steps, each under a time limit of its own; one that fails does not stop the others. STEPS names those to run; by default the
+# first six, which take less than nine minutes:
 #   build       takes acefast/lib/*.so as it lies there if it loads, else builds in place (ACEFAST_BUILD, TORCH_CUDA_ARCH_LIST)
 #   tests       tests/gpu: all ops against the reference, the emulator's and the interpreter's cases, capture, streams
 #   memcheck, racecheck   compute-sanitizer on a short subset, where that tool is
-#   benchmark   python -m bench ops --device cuda
 #   epoch       training epochs of two masked networks of ogbn-arxiv's size
-# With SEARCHES=1 the last four make room for these:
+#   benchmark   python -m bench ops --device cuda
+#   arxiv       ResGCN-28 on ogbn-arxiv: epochs, memory, a whole round of ACE (two to three minutes)
+#   proteins, products   epochs and memory on twins in full size: ResGCN-28 on ogbn-proteins, a GCN on ogbn-products
 #   search      a whole Cora search with captured epochs, and its five trainings by themselves
 #   one-by-one  the same with every epoch seen by the host
 #   grid        thirty such searches at once, as bench/grids/gpu-cora.toml has them
-# Results in $OUT (default bench/results/gpu): check.json (each step's status and seconds), ops-cuda.json, epoch.json, search.json,
-# one-by-one.json, log.txt, and grid/, the folder of the searches.
+# Results in $OUT (default bench/results/gpu): check.json (each step's status and seconds), ops-cuda.json, a JSON file named after
+# each of the other steps, log.txt, and grid/, the folder of the searches.
 # The exit status is 1 if any step failed.
 #
-# Variables: OUT, PYTHON (default .venv/bin/python, else python3), DEVICE, QUICK, SEARCHES, LIMIT (seconds in all, default 530).
-# Data: put ogbn-arxiv's edge.csv.gz into .data/ogb/ogbn_arxiv/raw/ (git ignores .data), else its generated twin is used.
+# Variables: STEPS, OUT, PYTHON (default .venv/bin/python, else python3), DEVICE, QUICK, LIMIT (seconds in all, default 530).
+# Data: .data/ (git ignores it) as ../shared/data would have it, planetoid/ and ogb/; generated twins take the place of what is
+# absent, but in arxiv and search. The commands of `acefast` (grid) need all packages that acefast depends on.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} SEARCHES=${SEARCHES:-0} LIMIT=${LIMIT:-530} OUT=${OUT:-bench/results/gpu}
+STEPS=${STEPS:-build tests memcheck racecheck epoch benchmark}
+DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-0} LIMIT=${LIMIT:-530} OUT=${OUT:-bench/results/gpu}
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export ACEFAST_NO_SKIPS=0 PYTHONUNBUFFERED=1
 [ -d /usr/local/cuda/bin ] && PATH=$PATH:/usr/local/cuda/bin
@@ -94,6 +98,10 @@ step() { # name, limit in seconds, command...
 }
 
 sanitizer() { # tool
+    if ! command -v compute-sanitizer >/dev/null; then
+        not_run "$1" "no compute-sanitizer"
+        return
+    fi
     # Each tensor an allocation of its own, so that memcheck sees what runs past its end; only this project's kernels.
     local only=()
     compute-sanitizer --help 2>/dev/null | grep -q -- --kernel-regex && only=(--kernel-regex kns=acefast)
@@ -102,47 +110,51 @@ sanitizer() { # tool
 }
 SANITIZED="test_agrees_with_the_reference and native and hub and float32 and flags or test_topk_mask and native and fresh and float16"
 
-step build 240 bash "$0" --build
-
-if [ "$DEVICE" = cuda ]; then
-    # Triton compiles on the CPU: in several processes where pytest can.
-    workers=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
-    # shellcheck disable=SC2086
-    step tests 170 "$PYTHON" -m pytest -p no:cacheprovider --durations=10 $workers tests/gpu
-    if [ "$SEARCHES" = 1 ]; then
-        : # no sanitizers
-    elif command -v compute-sanitizer >/dev/null; then
-        sanitizer memcheck
-        sanitizer racecheck
-    else
-        not_run memcheck "no compute-sanitizer"
-        not_run racecheck "no compute-sanitizer"
-    fi
-else
-    for name in tests memcheck racecheck; do not_run "$name" "no GPU"; done
-fi
-
+# With pytest-xdist several processes of one thread each: the reference and Triton's compiler run on the CPU.
+workers=()
+"$PYTHON" -c "import xdist" 2>/dev/null && workers=(-n $(($(nproc) > 3 ? $(nproc) - 2 : 2)))
+sizes=(--shape arxiv proteins products reddit cora --budget 0.1)
+epoch=(--shape arxiv --epochs 20)
+whole=(--no-peer)
+resgcn='backbone="resgcn"'
+arxiv=(--dataset ogbn-arxiv --set "$resgcn" 'features="fastrp"' --round)
+proteins=(--dataset twin:ogbn-proteins --set "$resgcn" --short 1 --epochs 2)
+products=(--dataset twin:ogbn-products --set layers=3 hidden=256 --epochs 5)
 if [ "$QUICK" = 1 ]; then
+    few=(layers=2 hidden=8 mask_epochs=2 fix_epochs=2 ace_epochs=1)
     sizes=(--op spmm gat gen topk_mask selection --shape proteins --scale 0.0005 --features 8 --budget 0.001)
     epoch=(--shape cora --scale 0.02 --features 8 --epochs 1 --blocks 2)
-else
-    sizes=(--shape arxiv proteins products reddit cora --budget 0.1)
-    epoch=(--shape arxiv --epochs 20)
+    whole+=(--quick --epochs 5)
+    arxiv=(--dataset twin:ogbn-arxiv:0.002 --set "$resgcn" "${few[@]}" --epochs 1 --round)
+    proteins=(--dataset twin:ogbn-proteins:0.001 --set "$resgcn" "${few[@]}" --short 1 --epochs 1)
+    products=(--dataset twin:ogbn-products:0.0002 --set "${few[@]}" --epochs 1)
 fi
-if [ "$SEARCHES" = 1 ]; then
-    whole=(--device "$DEVICE" --no-peer)
-    [ "$QUICK" = 1 ] && whole+=(--quick --epochs 5)
-    step search 120 "$PYTHON" -m bench search "${whole[@]}" --json "$OUT/search.json"
-    step one-by-one 120 "$PYTHON" -m bench search "${whole[@]}" --no-capture --label one-by-one --json "$OUT/one-by-one.json"
-    if [ "$DEVICE" = cuda ]; then
-        step grid 300 "$PYTHON" -m acefast.cli grid bench/grids/gpu-cora.toml --out "$OUT/grid" --jobs 30 --time-limit 280s
-    else
-        not_run grid "no GPU"
-    fi
-else
-    step epoch 45 "$PYTHON" -m bench epoch --device "$DEVICE" "${epoch[@]}" --json "$OUT/epoch.json"
-    step benchmark 200 "$PYTHON" -m bench ops --device "$DEVICE" "${sizes[@]}" --json "$OUT/ops-$DEVICE.json"
-fi
+
+for name in $STEPS; do
+    json=$OUT/$name.json
+    case $name in
+    tests | memcheck | racecheck | grid)
+        if [ "$DEVICE" != cuda ]; then
+            not_run "$name" "no GPU"
+            continue
+        fi
+        ;;
+    esac
+    case $name in
+    build) step build 240 bash "$0" --build ;;
+    tests) step tests 170 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -p no:cacheprovider --durations=10 "${workers[@]}" tests/gpu ;;
+    memcheck | racecheck) sanitizer "$name" ;;
+    epoch) step epoch 45 "$PYTHON" -m bench epoch --device "$DEVICE" "${epoch[@]}" --json "$json" ;;
+    benchmark) step benchmark 200 "$PYTHON" -m bench ops --device "$DEVICE" "${sizes[@]}" --json "$OUT/ops-$DEVICE.json" ;;
+    arxiv) step arxiv 240 "$PYTHON" -m bench large --device "$DEVICE" "${arxiv[@]}" --json "$json" ;;
+    proteins) step proteins 120 "$PYTHON" -m bench large --device "$DEVICE" "${proteins[@]}" --json "$json" ;;
+    products) step products 120 "$PYTHON" -m bench large --device "$DEVICE" "${products[@]}" --json "$json" ;;
+    search) step search 120 "$PYTHON" -m bench search --device "$DEVICE" "${whole[@]}" --json "$json" ;;
+    one-by-one) step one-by-one 120 "$PYTHON" -m bench search --device "$DEVICE" "${whole[@]}" --no-capture --label one-by-one --json "$json" ;;
+    grid) step grid 300 "$PYTHON" -m acefast.cli grid bench/grids/gpu-cora.toml --out "$OUT/grid" --jobs 30 --time-limit 280s ;;
+    *) record "$name" "failed: no such step" 2 0 ;;
+    esac
+done
 
 "$PYTHON" - "$steps" "$OUT/check.json" "$DEVICE" "$SECONDS" <<'PY'
 import json

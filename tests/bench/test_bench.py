@@ -210,16 +210,19 @@ def test_another_interpreter_runs_the_whole_benchmark(tmp_path):
 
 @pytest.mark.timeout(300)
 def test_dry_run_of_the_gpu_check(tmp_path):
-    environment = {**os.environ, "DEVICE": "cpu", "QUICK": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    """The default steps and others by name."""
+    environment = {**os.environ, "DEVICE": "cpu", "QUICK": "1", "OUT": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    steps = "build tests memcheck racecheck epoch benchmark arxiv proteins products search grid"
     done = subprocess.run(
-        ["bash", "bench/gpu_check.sh"], cwd=REPOSITORY, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        ["bash", "bench/gpu_check.sh"], cwd=REPOSITORY, env=environment | {"STEPS": steps}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "check.json").read_text())
     status = {step["step"]: step["status"] for step in result["steps"]}
     assert status == {
         "build": "ok", "tests": "not run: no GPU", "memcheck": "not run: no GPU", "racecheck": "not run: no GPU",
-        "epoch": "ok", "benchmark": "ok",
+        "epoch": "ok", "benchmark": "ok", "arxiv": "ok", "proteins": "ok", "products": "ok", "search": "ok",
+        "grid": "not run: no GPU",
     }  # fmt: skip
     assert result["ok"] and {"ops-cpu.json", "epoch.json", "log.txt"} <= {path.name for path in tmp_path.iterdir()}
     assert all(epoch["ok"] for epoch in json.loads((tmp_path / "epoch.json").read_text())["epochs"])
