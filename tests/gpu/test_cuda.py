@@ -265,6 +265,16 @@ def test_no_op_waits_for_the_device(name, where):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_gradient_of_a_bias_under_many_rows(dtype):
+    """Which is summed in two steps there."""
+    generator, acc = torch.Generator().manual_seed(3), reference.accumulator(dtype)
+    x, weight, dy = (torch.randn(*shape, generator=generator).to("cuda", dtype) for shape in ((6_001, 5), (7, 5), (6_001, 7)))
+    bias = torch.zeros(7, dtype=acc, device="cuda", requires_grad=True)
+    (found,) = torch.autograd.grad(ops.masked_linear(x, weight, bias=bias), bias, dy)
+    assert_close(found.cpu(), dy.double().sum(0).cpu(), acc, norm=float(dy.double().norm()))
+
+
 @pytest.mark.parametrize("name", ["isolated", "hub", "power_law", "sorted"])
 def test_dense_ops(name):
     graph = GRAPHS[name]

@@ -107,8 +107,8 @@ def unaligned(t: torch.Tensor, device="cpu") -> torch.Tensor:
 
 
 def long_rows() -> Graph:
-    """Rows and columns just below, at and above whole numbers of pieces (512 slots)."""
-    counts = torch.tensor([512, 513, 0, 1, 1025, 511, 3, 0])
+    """Rows and columns just below, at and above whole numbers of pieces (32 slots at this size)."""
+    counts = torch.tensor([32, 33, 0, 1, 1025, 511, 512, 31])
     long_side = torch.repeat_interleave(torch.arange(8), counts)
     other = torch.randint(0, 8, (long_side.numel(),), generator=torch.Generator().manual_seed(1))
     return Graph.from_edge_index(torch.stack((torch.cat((other, long_side)), torch.cat((long_side, other)))), num_nodes=8)
