@@ -116,7 +116,7 @@ def _column_sums(dy, dtype):
     rows = dy.size(0) // 64
     if not dy.is_cuda or rows < 64:
         return dy.sum(0, dtype=dtype)
-    tall = dy[: 64 * rows].view(64, -1).sum(0, dtype=dtype).view(rows, -1)
+    tall = dy[: 64 * rows].reshape(64, -1).sum(0, dtype=dtype).view(rows, -1)
     return tall.sum(0) + dy[64 * rows :].sum(0, dtype=dtype)
 
 
